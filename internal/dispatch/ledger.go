@@ -1,0 +1,244 @@
+// Package dispatch keeps failovers, actions and their outcomes in etcd: what a
+// master decides and sends (Ledger), and what a node receives and answers (Inbox).
+//
+// Every write of a master is one transaction of at most etcd.MaxOps operations
+// that its term guards, so a replaced master cannot write. An action is new
+// until its node marks it claimed; only a new one can be withdrawn.
+package dispatch
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	"github.com/shaman-ha/shaman/internal/cluster"
+	"github.com/shaman-ha/shaman/internal/etcd"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+)
+
+// Ledger is the master's side.
+type Ledger struct {
+	client *clientv3.Client
+	keys   etcd.Layout
+
+	// Local copies, kept by Run.
+	Failovers *etcd.Mirror[cluster.Failover]
+	Actions   *etcd.Mirror[cluster.Action]
+}
+
+// NewLedger returns the ledger of a cluster; hint is called after changes while Run runs.
+func NewLedger(cl *clientv3.Client, keys etcd.Layout, log *zap.Logger, hint func()) *Ledger {
+	return &Ledger{
+		client: cl, keys: keys,
+		Failovers: etcd.NewMirror[cluster.Failover](cl, keys.Failovers(), log, hint),
+		Actions:   etcd.NewMirror[cluster.Action](cl, keys.Actions(), log, hint),
+	}
+}
+
+// Run keeps the local copies until the context ends.
+func (l *Ledger) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return l.Failovers.Run(ctx) })
+	g.Go(func() error { return l.Actions.Run(ctx) })
+	return g.Wait()
+}
+
+// NewID returns a random id for an action.
+func NewID() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails: crypto/rand ends the process instead
+	return hex.EncodeToString(b[:])
+}
+
+// Opening is what was observed of a node when its failover is to be opened.
+type Opening struct {
+	Failover      cluster.Failover
+	NodeMod       int64 // of nodes/<host>: neither Inactive nor Down, of this incarnation
+	RecoveringMod int64 // of recovering/<host>, which does not say "not quiesced"; 0 = absent
+}
+
+// Open opens a failover if the node is still as observed and its alive key is
+// absent. It returns etcd.ErrConflict if not.
+func (l *Ledger) Open(ctx context.Context, term cluster.Term, o Opening) error {
+	f := o.Failover
+	f.V = cluster.RecordVersion
+	val, err := etcd.Encode(f)
+	if err != nil {
+		return err
+	}
+	_, err = etcd.CommitAs(ctx, l.client, term, []clientv3.Cmp{
+		etcd.Absent(l.keys.Alive(f.Node)),
+		etcd.Unchanged(l.keys.Node(f.Node), o.NodeMod),
+		etcd.Unchanged(l.keys.Recovering(f.Node), o.RecoveringMod),
+		etcd.Absent(l.keys.Failover(f.ID())),
+	}, []clientv3.Op{clientv3.OpPut(l.keys.Failover(f.ID()), val)})
+	if err != nil {
+		return fmt.Errorf("open failover %s: %w", f.ID(), err)
+	}
+	return nil
+}
+
+// Update rewrites a failover that still is as it was read.
+func (l *Ledger) Update(ctx context.Context, term cluster.Term, was etcd.Entry[cluster.Failover], f cluster.Failover) error {
+	val, err := etcd.Merge(was.Raw, f)
+	if err != nil {
+		return err
+	}
+	key := l.keys.Failover(f.ID())
+	_, err = etcd.CommitAs(ctx, l.client, term, []clientv3.Cmp{etcd.Unchanged(key, was.Mod)}, []clientv3.Op{clientv3.OpPut(key, val)})
+	if err != nil {
+		return fmt.Errorf("update failover %s to %s: %w", f.ID(), f.Phase, err)
+	}
+	return nil
+}
+
+// Withdraw ends a failover that has no proof, since its node is back: in one
+// transaction it is deleted and archived. It returns etcd.ErrConflict if the
+// failover or the node's word changed meanwhile.
+func (l *Ledger) Withdraw(ctx context.Context, term cluster.Term, was etcd.Entry[cluster.Failover], f cluster.Failover, recoveringMod int64) error {
+	f.Phase = cluster.PhaseWithdrawn
+	val, err := etcd.Merge(was.Raw, f)
+	if err != nil {
+		return err
+	}
+	key := l.keys.Failover(f.ID())
+	_, err = etcd.CommitAs(ctx, l.client, term, []clientv3.Cmp{
+		etcd.Unchanged(key, was.Mod),
+		etcd.Unchanged(l.keys.Recovering(f.Node), recoveringMod),
+	}, []clientv3.Op{
+		clientv3.OpDelete(key),
+		clientv3.OpPut(l.keys.Withdrawn(was.Create), val),
+	})
+	if err != nil {
+		return fmt.Errorf("withdraw failover %s: %w", f.ID(), err)
+	}
+	return nil
+}
+
+// Swap is one change of the set of actions: Old, as it was read, gives way to
+// New. Either may be nil.
+type Swap struct {
+	Old *etcd.Entry[cluster.Action]
+	New *cluster.Action
+}
+
+func (l *Ledger) swap(s Swap) ([]clientv3.Cmp, []clientv3.Op, error) {
+	var cmps []clientv3.Cmp
+	var ops []clientv3.Op
+	var oldKey string
+	if s.Old != nil {
+		oldKey = l.keys.Action(s.Old.Value)
+		cmps = append(cmps, etcd.Unchanged(oldKey, s.Old.Mod))
+	}
+	if s.New == nil {
+		return cmps, append(ops, clientv3.OpDelete(oldKey)), nil
+	}
+	s.New.V = cluster.RecordVersion
+	val, err := etcd.Encode(s.New)
+	if err != nil {
+		return nil, nil, err
+	}
+	key := l.keys.Action(*s.New)
+	if key != oldKey {
+		cmps = append(cmps, etcd.Absent(key))
+		if oldKey != "" {
+			ops = append(ops, clientv3.OpDelete(oldKey))
+		}
+	}
+	return cmps, append(ops, clientv3.OpPut(key, val)), nil
+}
+
+// parallelTxns is how many transactions of one call are under way at once.
+const parallelTxns = 4
+
+// Apply carries out swaps, in order of their batches, a batch being all or
+// nothing. A batch with a conflict is tried one by one, so that one stale
+// action does not hold the others. It returns how many took effect, and an
+// error for the rest (etcd.ErrDeposed ends it at once).
+func (l *Ledger) Apply(ctx context.Context, term cluster.Term, swaps []Swap) (int, error) {
+	const perBatch = etcd.MaxOps / 2 // a swap is at most two operations
+	done := make([]int, (len(swaps)+perBatch-1)/perBatch)
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(parallelTxns)
+	for i := range done {
+		batch := swaps[i*perBatch : min(len(swaps), (i+1)*perBatch)]
+		g.Go(func() error {
+			err := l.applyAll(gctx, term, batch)
+			if err == nil {
+				done[i] = len(batch)
+				return nil
+			}
+			if !errors.Is(err, etcd.ErrConflict) || len(batch) == 1 {
+				return err
+			}
+			var errs []error
+			for j := range batch {
+				switch err := l.applyAll(gctx, term, batch[j:j+1]); {
+				case err == nil:
+					done[i]++
+				case errors.Is(err, etcd.ErrConflict):
+					errs = append(errs, err)
+				default:
+					return err
+				}
+			}
+			return errors.Join(errs...)
+		})
+	}
+	err := g.Wait()
+	n := 0
+	for _, d := range done {
+		n += d
+	}
+	return n, err
+}
+
+func (l *Ledger) applyAll(ctx context.Context, term cluster.Term, swaps []Swap) error {
+	var cmps []clientv3.Cmp
+	var ops []clientv3.Op
+	for _, s := range swaps {
+		c, o, err := l.swap(s)
+		if err != nil {
+			return err
+		}
+		cmps, ops = append(cmps, c...), append(ops, o...)
+	}
+	if _, err := etcd.CommitAs(ctx, l.client, term, cmps, ops); err != nil {
+		return fmt.Errorf("dispatch %d actions: %w", len(swaps), err)
+	}
+	return nil
+}
+
+// PutBrake publishes, or with nil takes away, the master's word that it holds failovers back.
+func (l *Ledger) PutBrake(ctx context.Context, term cluster.Term, b *cluster.Brake) error {
+	op := clientv3.OpDelete(l.keys.Brake())
+	if b != nil {
+		b.V = cluster.RecordVersion
+		val, err := etcd.Encode(b)
+		if err != nil {
+			return err
+		}
+		op = clientv3.OpPut(l.keys.Brake(), val)
+	}
+	if _, err := etcd.CommitAs(ctx, l.client, term, nil, []clientv3.Op{op}); err != nil {
+		return fmt.Errorf("publish the brake: %w", err)
+	}
+	return nil
+}
+
+// Forget deletes failovers that are long over. Their sealed directories stay,
+// so their names stay taken.
+func (l *Ledger) Forget(ctx context.Context, term cluster.Term, entries []etcd.Entry[cluster.Failover]) error {
+	for _, e := range entries {
+		key := l.keys.Failover(e.Value.ID())
+		_, err := etcd.CommitAs(ctx, l.client, term, []clientv3.Cmp{etcd.Unchanged(key, e.Mod)}, []clientv3.Op{clientv3.OpDelete(key)})
+		if err != nil && !errors.Is(err, etcd.ErrConflict) {
+			return fmt.Errorf("forget failover %s: %w", e.Value.ID(), err)
+		}
+	}
+	return nil
+}

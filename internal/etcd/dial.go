@@ -1,0 +1,125 @@
+package etcd
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// Options say how to reach etcd.
+type Options struct {
+	Endpoints    []string
+	CACert       string // file; "" = the system's
+	Cert, Key    string // files of the client certificate, both or none
+	Username     string
+	PasswordFile string
+	Logger       *zap.Logger // of the client itself
+}
+
+const (
+	// RequestTimeout bounds every single call: a call without a deadline hangs on a hung member.
+	RequestTimeout = 2 * time.Second
+	// dialKeepAlive is the least that grpc allows; without it a third of the calls
+	// of a client with a hung member fail for ever.
+	dialKeepAlive        = 10 * time.Second
+	dialKeepAliveTimeout = 3 * time.Second
+	// reconnect is b of the timing relations: how long a reconnect waits at first.
+	reconnect = 100 * time.Millisecond
+)
+
+// Dial prepares a client. It does not wait for etcd: the first request does.
+// Certificates are read from disk at each handshake, so that they can be
+// replaced under a running daemon.
+func Dial(o Options) (*clientv3.Client, error) {
+	cfg := clientv3.Config{
+		Endpoints:            o.Endpoints,
+		DialTimeout:          RequestTimeout,
+		DialKeepAliveTime:    dialKeepAlive,
+		DialKeepAliveTimeout: dialKeepAliveTimeout,
+		PermitWithoutStream:  true,
+		MaxUnaryRetries:      3,
+		Logger:               o.Logger,
+		Username:             o.Username,
+		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: reconnect, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+			MinConnectTimeout: time.Second,
+		})},
+	}
+	if o.PasswordFile != "" {
+		b, err := os.ReadFile(o.PasswordFile)
+		if err != nil {
+			return nil, fmt.Errorf("read the etcd password: %w", err)
+		}
+		cfg.Password = strings.TrimRight(string(b), "\r\n")
+	}
+	if o.CACert != "" || o.Cert != "" || strings.HasPrefix(strings.Join(o.Endpoints, ","), "https://") {
+		t, err := tlsConfig(o)
+		if err != nil {
+			return nil, err
+		}
+		cfg.TLS = t
+	}
+	cl, err := clientv3.New(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("prepare the etcd client for %s: %w", strings.Join(o.Endpoints, ","), err)
+	}
+	return cl, nil
+}
+
+func tlsConfig(o Options) (*tls.Config, error) {
+	t := &tls.Config{MinVersion: tls.VersionTLS12}
+	if o.CACert != "" {
+		pem, err := os.ReadFile(o.CACert)
+		if err != nil {
+			return nil, fmt.Errorf("read ETCD_CACERT: %w", err)
+		}
+		t.RootCAs = x509.NewCertPool()
+		if !t.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("read ETCD_CACERT %s: no PEM certificate in it", o.CACert)
+		}
+	}
+	if o.Cert != "" {
+		load := func() (*tls.Certificate, error) {
+			c, err := tls.LoadX509KeyPair(o.Cert, o.Key)
+			if err != nil {
+				return nil, fmt.Errorf("load ETCD_CERT and ETCD_KEY: %w", err)
+			}
+			return &c, nil
+		}
+		if _, err := load(); err != nil {
+			return nil, err
+		}
+		t.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
+	}
+	return t, nil
+}
+
+// Explain turns an etcd error into what an operator can act on. The cause stays
+// wrapped.
+func Explain(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, rpctypes.ErrNoSpace), errors.Is(err, rpctypes.ErrGRPCNoSpace):
+		return fmt.Errorf("etcd is full and accepts no writes; compact and defragment it, then run 'etcdctl alarm disarm': %w", err)
+	case errors.Is(err, rpctypes.ErrAuthFailed), errors.Is(err, rpctypes.ErrUserEmpty), errors.Is(err, rpctypes.ErrPermissionDenied),
+		errors.Is(err, rpctypes.ErrInvalidAuthToken), status.Code(err) == codes.Unauthenticated, status.Code(err) == codes.PermissionDenied:
+		return fmt.Errorf("etcd refuses this user; check ETCD_USERNAME, ETCD_PASSWORD_FILE and the user's role: %w", err)
+	case errors.Is(err, context.DeadlineExceeded), status.Code(err) == codes.Unavailable, status.Code(err) == codes.DeadlineExceeded:
+		return fmt.Errorf("etcd does not answer; check ETCD_ENDPOINTS, the network and 'etcdctl endpoint health': %w", err)
+	}
+	return err
+}

@@ -1,0 +1,449 @@
+package resources
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/shaman-ha/shaman/internal/cluster"
+)
+
+var (
+	// ErrGone is returned if the resource is not where the caller thinks it is.
+	ErrGone = errors.New("the resource is not there")
+	// ErrTaken is returned if the name is in use.
+	ErrTaken = errors.New("a resource of this name is there already")
+	// ErrSealed is returned if the repository is gone or of another incarnation:
+	// it was taken over, and its former owner must not touch anything.
+	ErrSealed = errors.New("the repository was taken over")
+)
+
+// CreateRepository makes a node's empty repository for an incarnation. Only
+// join and admission call it: a repository that is missing otherwise was sealed.
+func (s *Store) CreateRepository(ctx context.Context, n cluster.NodeID, inc cluster.Incarnation) error {
+	return s.do(ctx, "create the repository of "+string(n), func() error {
+		s.at("create:before")
+		dir := s.RepositoryDir(n)
+		have, present, err := readInc(dir)
+		if err != nil {
+			return err
+		}
+		if present {
+			if have == inc {
+				return nil
+			}
+			return fmt.Errorf("%s belongs to incarnation %d, not %d: %w", dir, have, inc, ErrTaken)
+		}
+		tmp := filepath.Join(s.nodeDir(n), fmt.Sprintf(".resources.%d", inc))
+		if err := os.RemoveAll(tmp); err != nil {
+			return err
+		}
+		if err := os.MkdirAll(tmp, 0o755); err != nil {
+			return err
+		}
+		if err := createSynced(filepath.Join(tmp, incFile), incBytes(inc)); err != nil {
+			return err
+		}
+		if err := syncDir(tmp); err != nil {
+			return err
+		}
+		if _, err := move(tmp, dir); err != nil {
+			return err
+		}
+		if err := syncDir(s.nodeDir(n)); err != nil {
+			return err
+		}
+		s.at("create:after")
+		return nil
+	})
+}
+
+// HighestPool is the highest incarnation of a node that was ever sealed; 0 = none.
+func (s *Store) HighestPool(ctx context.Context, n cluster.NodeID) (cluster.Incarnation, error) {
+	pools, err := s.Pools(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var high cluster.Incarnation
+	for _, p := range pools {
+		if p.Node == n {
+			high = max(high, p.Incarnation)
+		}
+	}
+	return high, nil
+}
+
+// Seal takes a dead node's repository away: one rename into the pool, after
+// which .inc is verified. It is idempotent. A directory of another incarnation
+// is renamed back and ErrSealed returned: this failover came too late.
+func (s *Store) Seal(ctx context.Context, id cluster.FailoverID) error {
+	return s.do(ctx, "seal "+id.String(), func() error {
+		s.at("seal:before")
+		from, to := s.RepositoryDir(id.Node), s.poolDir(id)
+		if there, err := exists(to); err != nil || there {
+			if err == nil {
+				err = s.verifySeal(id)
+			}
+			return err
+		}
+		inc, present, err := readInc(from)
+		if err != nil {
+			return err
+		}
+		if present && inc != id.Incarnation {
+			return fmt.Errorf("the repository is of incarnation %d: %w", inc, ErrSealed)
+		}
+		done, err := move(from, to)
+		if errors.Is(err, fs.ErrNotExist) {
+			// In neither place: the node never had one. An empty directory takes the name.
+			err = s.emptyPool(id)
+			done = err == nil
+		}
+		if !done {
+			return err
+		}
+		if err := errors.Join(syncDir(s.nodeDir(id.Node)), syncDir(filepath.Join(s.root, "pool"))); err != nil {
+			return err
+		}
+		s.at("seal:after")
+		return s.verifySeal(id)
+	})
+}
+
+func (s *Store) emptyPool(id cluster.FailoverID) error {
+	tmp := filepath.Join(s.root, "pool", "."+id.String())
+	if err := os.MkdirAll(tmp, 0o755); err != nil {
+		return err
+	}
+	if err := createSynced(filepath.Join(tmp, incFile), incBytes(id.Incarnation)); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	_, err := move(tmp, s.poolDir(id))
+	return err
+}
+
+// verifySeal undoes a seal that landed after the node had come back with a
+// newer incarnation.
+func (s *Store) verifySeal(id cluster.FailoverID) error {
+	inc, present, err := readInc(s.poolDir(id))
+	if err != nil {
+		return err
+	}
+	if present && inc == id.Incarnation {
+		return nil
+	}
+	if !present {
+		return fmt.Errorf("pool directory %s has no %s file; it was not made by a seal, look at it by hand", id, incFile)
+	}
+	if _, err := move(s.poolDir(id), s.RepositoryDir(id.Node)); err != nil {
+		return fmt.Errorf("pool directory %s holds incarnation %d and cannot be renamed back: %w", id, inc, err)
+	}
+	return fmt.Errorf("pool directory %s held incarnation %d and was renamed back: %w", id, inc, ErrSealed)
+}
+
+// Claimed is the result of one claim.
+type Claimed struct {
+	ID  cluster.ResourceID // in the new repository; differs if the name was taken
+	Err error              // ErrGone: somebody else has it; else not known or not done
+}
+
+// Claim gives resources of a pool directory to this node: one rename each, and
+// one fsync of both directories for all. It is the only commit point of a
+// relocation. A name that is taken here gets "~<host id of the former owner>".
+// The repository must be of incarnation inc, else ErrSealed is returned.
+func (s *Store) Claim(ctx context.Context, self cluster.NodeID, inc cluster.Incarnation, pool cluster.PoolID, ids []cluster.ResourceID) ([]Claimed, error) {
+	return fetch(ctx, s, fmt.Sprintf("claim %d resources from pool directory %s", len(ids), pool), func() ([]Claimed, error) {
+		s.at("claim:before")
+		own, dir := s.RepositoryDir(self), s.poolDir(pool)
+		if err := s.mustOwn(self, inc); err != nil {
+			return nil, err
+		}
+		poolInc, present, err := readInc(dir)
+		if err != nil {
+			return nil, err
+		}
+		if !present || poolInc != pool.Incarnation {
+			return nil, fmt.Errorf("pool directory %s holds incarnation %d; nobody claims from it: %w", pool, poolInc, ErrGone)
+		}
+		out := make([]Claimed, len(ids))
+		for i, id := range ids {
+			out[i] = claimOne(dir, own, pool.Node, id)
+		}
+		if err := errors.Join(syncDir(own), syncDir(dir)); err != nil {
+			return nil, err
+		}
+		s.at("claim:after")
+		return out, nil
+	})
+}
+
+func claimOne(dir, own string, former cluster.NodeID, id cluster.ResourceID) Claimed {
+	name := id
+	taken, err := exists(filepath.Join(own, string(name)))
+	if err == nil && taken {
+		name = cluster.ResourceID(string(id) + "~" + string(former))
+		taken, err = exists(filepath.Join(own, string(name)))
+		if err == nil && taken {
+			err = ErrTaken
+		}
+	}
+	if err != nil {
+		return Claimed{ID: id, Err: fmt.Errorf("claim %s: %w", id, classify(err))}
+	}
+	if _, err := move(filepath.Join(dir, string(id)), filepath.Join(own, string(name))); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = ErrGone
+		}
+		return Claimed{ID: id, Err: fmt.Errorf("claim %s: %w", id, classify(err))}
+	}
+	return Claimed{ID: name}
+}
+
+// mustOwn checks that the repository is there and of this incarnation. It looks
+// twice, since one stale answer of the file system must not look like a seal.
+func (s *Store) mustOwn(self cluster.NodeID, inc cluster.Incarnation) error {
+	have, present, err := readInc(s.RepositoryDir(self))
+	if err == nil && present && have == inc {
+		return nil
+	}
+	if err := touch(s.nodeDir(self)); err != nil {
+		return err
+	}
+	have, present, err = readInc(s.RepositoryDir(self))
+	switch {
+	case err != nil:
+		return err
+	case !present:
+		return fmt.Errorf("%s is missing: %w", s.RepositoryDir(self), ErrSealed)
+	case have != inc:
+		return fmt.Errorf("%s is of incarnation %d, not %d: %w", s.RepositoryDir(self), have, inc, ErrSealed)
+	}
+	return nil
+}
+
+// MustOwn returns nil if the repository is this node's and of this incarnation,
+// ErrSealed if it is proven not to be, and another error if that is not known.
+func (s *Store) MustOwn(ctx context.Context, self cluster.NodeID, inc cluster.Incarnation) error {
+	return s.do(ctx, "look at the own repository", func() error { return s.mustOwn(self, inc) })
+}
+
+// Put writes a resource into the own repository. With create, the name must be
+// free (ErrTaken); without, it must be there (ErrGone).
+func (s *Store) Put(ctx context.Context, self cluster.NodeID, inc cluster.Incarnation, id cluster.ResourceID, d Document, create bool) error {
+	data, err := d.Bytes()
+	if err != nil {
+		return fmt.Errorf("write resource %s: %w", id, err)
+	}
+	return s.do(ctx, "write resource "+string(id), func() error {
+		if err := s.mustOwn(self, inc); err != nil {
+			return err
+		}
+		there, err := exists(filepath.Join(s.RepositoryDir(self), string(id)))
+		switch {
+		case err != nil:
+			return err
+		case create && there:
+			return ErrTaken
+		case !create && !there:
+			return ErrGone
+		}
+		return writeFile(s.RepositoryDir(self), string(id), data)
+	})
+}
+
+// Rename gives a resource of the own repository another name.
+func (s *Store) Rename(ctx context.Context, self cluster.NodeID, inc cluster.Incarnation, id, to cluster.ResourceID) error {
+	return s.do(ctx, "rename resource "+string(id), func() error {
+		dir := s.RepositoryDir(self)
+		if err := s.mustOwn(self, inc); err != nil {
+			return err
+		}
+		if there, err := exists(filepath.Join(dir, string(to))); err != nil || there {
+			return errors.Join(err, ErrTaken)
+		}
+		if _, err := move(filepath.Join(dir, string(id)), filepath.Join(dir, string(to))); err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				return ErrGone
+			}
+			return err
+		}
+		return syncDir(dir)
+	})
+}
+
+// Delete removes a resource from the own repository, for an operator who takes
+// a VE out of shaman's protection.
+func (s *Store) Delete(ctx context.Context, self cluster.NodeID, inc cluster.Incarnation, id cluster.ResourceID) error {
+	return s.do(ctx, "delete resource "+string(id), func() error {
+		if err := s.mustOwn(self, inc); err != nil {
+			return err
+		}
+		err := os.Remove(filepath.Join(s.RepositoryDir(self), string(id)))
+		if errors.Is(err, fs.ErrNotExist) {
+			return ErrGone
+		}
+		if err != nil {
+			return err
+		}
+		return syncDir(s.RepositoryDir(self))
+	})
+}
+
+// GiveBack moves a resource that is proven stopped and unregistered into
+// pool/<self>.0, for another node to claim. It returns its name there.
+func (s *Store) GiveBack(ctx context.Context, self cluster.NodeID, inc cluster.Incarnation, id cluster.ResourceID) (cluster.ResourceID, error) {
+	pool := cluster.PoolID{Node: self}
+	return fetch(ctx, s, "give back resource "+string(id), func() (cluster.ResourceID, error) {
+		s.at("giveback:before")
+		if err := s.mustOwn(self, inc); err != nil {
+			return "", err
+		}
+		if there, err := exists(s.poolDir(pool)); err != nil {
+			return "", err
+		} else if !there {
+			if err := s.emptyPool(pool); err != nil {
+				return "", err
+			}
+		}
+		c := claimOne(s.RepositoryDir(self), s.poolDir(pool), self, id)
+		if c.Err != nil {
+			return "", c.Err
+		}
+		if err := errors.Join(syncDir(s.poolDir(pool)), syncDir(s.RepositoryDir(self))); err != nil {
+			return "", err
+		}
+		s.at("giveback:after")
+		return c.ID, nil
+	})
+}
+
+// MarkDone writes .done into a sealed repository that is empty, by a listing
+// that decides. It returns an error if something lies in it.
+func (s *Store) MarkDone(ctx context.Context, p cluster.PoolID) error {
+	return s.do(ctx, "finish pool directory "+p.String(), func() error {
+		s.at("done:before")
+		left, err := forcedNames(s.poolDir(p))
+		if err != nil {
+			return err
+		}
+		if len(left) > 0 {
+			return fmt.Errorf("still holds %s", strings.Join(left[:min(len(left), 5)], ", "))
+		}
+		err = createSynced(filepath.Join(s.poolDir(p), doneFile), nil)
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		s.at("done:after")
+		return nil
+	})
+}
+
+// BrokenResource is a quarantined resource.
+type BrokenResource struct {
+	Resource cluster.Resource
+	Reason   cluster.BrokenReason
+	File     string
+	Err      error // why the file or its reason cannot be read
+}
+
+// Broken lists the quarantine.
+func (s *Store) Broken(ctx context.Context) ([]BrokenResource, error) {
+	return fetch(ctx, s, "list broken resources", func() ([]BrokenResource, error) {
+		all, err := names(s.brokenDir())
+		if err != nil {
+			return nil, err
+		}
+		var out []BrokenResource
+		for _, name := range all {
+			if strings.HasSuffix(name, ".reason") {
+				continue
+			}
+			b := BrokenResource{File: filepath.Join(s.brokenDir(), name)}
+			b.Resource, b.Err = parseFile(b.File, name)
+			b.Resource.ID = cluster.ResourceID(name)
+			b.Resource.Kind = b.Resource.ID.Kind()
+			if data, err := readBounded(b.File + ".reason"); err == nil {
+				if err := json.Unmarshal(data, &b.Reason); err != nil && b.Err == nil {
+					b.Err = fmt.Errorf("read %s.reason: %w", b.File, err)
+				}
+			}
+			out = append(out, b)
+		}
+		return out, nil
+	})
+}
+
+// MarkBroken moves a file, byte for byte, from the own repository or a sealed
+// one into quarantine, with the reason beside it. The right to a name there is
+// won by creating the reason first; a loser adds "~<host id>".
+func (s *Store) MarkBroken(ctx context.Context, from Place, name string, why cluster.BrokenReason) error {
+	data, err := json.MarshalIndent(why, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode the reason: %w", err)
+	}
+	return s.do(ctx, "quarantine "+name, func() error {
+		s.at("broken:before")
+		dir := s.poolDir(from.Pool)
+		if from.Pool == (cluster.PoolID{}) {
+			dir = s.RepositoryDir(from.Node)
+			if err := s.mustOwn(from.Node, from.Incarnation); err != nil {
+				return err
+			}
+		}
+		if there, err := exists(filepath.Join(dir, name)); err != nil || !there {
+			return errors.Join(err, ErrGone)
+		}
+		as, err := s.winBroken(name, why.Node, append(data, '\n'))
+		if err != nil {
+			return err
+		}
+		if _, err := move(filepath.Join(dir, name), filepath.Join(s.brokenDir(), as)); err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				err = ErrGone
+			}
+			return err
+		}
+		if err := errors.Join(syncDir(s.brokenDir()), syncDir(dir)); err != nil {
+			return err
+		}
+		s.at("broken:after")
+		return nil
+	})
+}
+
+// Place is where a resource file lies: in a pool directory, or in the
+// repository of a node and incarnation.
+type Place struct {
+	Pool        cluster.PoolID // zero: in the repository
+	Node        cluster.NodeID
+	Incarnation cluster.Incarnation
+}
+
+func (s *Store) winBroken(name string, node cluster.NodeID, reason []byte) (string, error) {
+	for _, as := range []string{name, name + "~" + string(node)} {
+		file := filepath.Join(s.brokenDir(), as)
+		err := createSynced(file+".reason", reason)
+		if err == nil {
+			return as, nil
+		}
+		if !errors.Is(err, fs.ErrExist) {
+			return "", err
+		}
+		there, err := exists(file)
+		if err != nil {
+			return "", err
+		}
+		var left cluster.BrokenReason
+		data, rerr := readBounded(file + ".reason")
+		if !there && rerr == nil && (json.Unmarshal(data, &left) != nil || left.Node == node) {
+			// Left over from an attempt of this node that ended half way.
+			return as, writeFile(s.brokenDir(), as+".reason", reason)
+		}
+	}
+	return "", ErrTaken
+}
