@@ -3,6 +3,7 @@ package resources
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"path/filepath"
 	"strings"
@@ -25,11 +26,9 @@ const fullPass = 60 * time.Second
 func (s *Store) Watch(ctx context.Context, n cluster.NodeID, rescan time.Duration, log *zap.Logger, hint func()) error {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
-		log.Warn("no file system events; the rescan alone finds changes", zap.Error(err))
-		w = &fsnotify.Watcher{}
-	} else {
-		defer w.Close()
+		return fmt.Errorf("watch the repository: %w; raise fs.inotify.max_user_instances if it is exhausted", err)
 	}
+	defer w.Close()
 	tick := time.NewTicker(rescan)
 	defer tick.Stop()
 	var stamp string
@@ -58,7 +57,7 @@ func (s *Store) Watch(ctx context.Context, n cluster.NodeID, rescan time.Duratio
 			if errors.Is(err, fs.ErrNotExist) {
 				watching = false
 			}
-			if err == nil && !watching && err == nil {
+			if err == nil && !watching {
 				watching = s.do(ctx, "watch the repository", func() error { return w.Add(s.RepositoryDir(n)) }) == nil
 				hint()
 			}
