@@ -15,3 +15,33 @@ var (
 	// ErrNoVE is returned if the hypervisor does not know the VE.
 	ErrNoVE = errors.New("no such VE")
 )
+
+// What a caller of the repositories decides by.
+var (
+	// ErrGone is returned if the resource is not where the caller thinks it is.
+	ErrGone = errors.New("the resource is not there")
+	// ErrTaken is returned if the name is in use.
+	ErrTaken = errors.New("a resource of this name is there already")
+	// ErrSealed is returned if the repository is gone or of another incarnation:
+	// it was taken over, and its former owner must not touch anything.
+	ErrSealed = errors.New("the repository was taken over")
+	// ErrForeignNonce is returned if another process writes this node's heartbeat.
+	ErrForeignNonce = errors.New("another process writes the heartbeat of this host id")
+)
+
+// What a writer to etcd decides by. Any other error leaves the result unknown.
+var (
+	// ErrConflict is returned if a compare of the transaction did not hold: what
+	// the caller had seen has changed.
+	ErrConflict = errors.New("changed meanwhile")
+	// ErrDeposed is returned if the writer is not master any more.
+	ErrDeposed = errors.New("not master any more")
+	// ErrNotJoined is returned if the node has no record in the cluster.
+	ErrNotJoined = errors.New("this node is not joined to the cluster; run 'shaman join' on it")
+	// ErrFailoverOpen is returned while a failover of the node is not sealed.
+	ErrFailoverOpen = errors.New("a failover of this node is under way")
+	// ErrOtherHolder is returned if alive/ is held by another process or lease.
+	ErrOtherHolder = errors.New("another lease holds this node's alive key")
+	// ErrNotAlive is returned if this node's alive key is not held by the lease under which it acts.
+	ErrNotAlive = errors.New("this node is not admitted under its present lease")
+)

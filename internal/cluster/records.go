@@ -28,6 +28,7 @@ type NodeRecord struct {
 	Incarnation   Incarnation    `json:"incarnation"`
 	BootID        string         `json:"boot_id,omitempty"` // of the last admission
 	HardwareID    string         `json:"hardware_id,omitempty"`
+	CPUPool       string         `json:"cpu_pool,omitempty"`
 	Maintenance   bool           `json:"maintenance,omitempty"`
 	SuspendTokens []SuspendToken `json:"suspend_tokens,omitempty"`
 	Stopped       StopKind       `json:"stopped,omitempty"`
@@ -137,6 +138,7 @@ type Failover struct {
 	Stopped    int         `json:"stopped"`
 	Broken     int         `json:"broken"`
 	Waiting    int         `json:"waiting"`
+	Unreadable int         `json:"unreadable,omitempty"` // files that went to broken as they were; counted in Broken
 	OpenedBy   NodeID      `json:"opened_by"`
 	LostAt     string      `json:"lease_lost_at,omitempty"`
 	OpenedAt   string      `json:"opened_at,omitempty"`
@@ -218,6 +220,7 @@ type Action struct {
 	Path      string      `json:"path,omitempty"`
 	NewName   ResourceID  `json:"new_name,omitempty"`
 	Priority  *uint32     `json:"priority,omitempty"`
+	Memory    Bytes       `json:"memory,omitempty"`
 	Force     bool        `json:"force,omitempty"`
 	Waiting   string      `json:"waiting,omitempty"` // VerbTake without Start: why it should run and does not
 	Policy    string      `json:"policy,omitempty"`
@@ -258,4 +261,15 @@ type Event struct {
 	Failover string     `json:"failover,omitempty"`
 	Epoch    Epoch      `json:"epoch,omitempty"`
 	Message  string     `json:"message"`
+}
+
+// Confirm is confirms/<host_id>.<inc>: an operator's word that a node is off. It
+// counts for the failover of this serial; with serial 0, which is written
+// together with nodes/<host_id> for a node that was Inactive, as long as that
+// record has not changed since.
+type Confirm struct {
+	V      int    `json:"v"`
+	By     string `json:"by"`
+	At     string `json:"at"` // RFC 3339
+	Serial int64  `json:"serial"`
 }

@@ -96,3 +96,9 @@ type Usage struct {
 	Memory  Bytes        `json:"memory"` // of running VEs
 	Running map[Kind]int `json:"running,omitempty"`
 }
+
+// VEParams are the HA parameters that a VE itself carries; nil leaves one as it is.
+type VEParams struct {
+	HA       *bool
+	Priority *uint32
+}

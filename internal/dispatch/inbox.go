@@ -32,6 +32,25 @@ func NewInbox(cl *clientv3.Client, keys etcd.Layout, node cluster.NodeID, log *z
 // Run keeps the local copy until the context ends.
 func (i *Inbox) Run(ctx context.Context) error { return i.Actions.Run(ctx) }
 
+// Pending returns the actions without an outcome.
+func (i *Inbox) Pending() []etcd.Entry[cluster.Action] {
+	var out []etcd.Entry[cluster.Action]
+	i.Actions.Read(func(entries map[string]etcd.Entry[cluster.Action]) {
+		for _, e := range entries {
+			if e.Err == nil && e.Value.State != cluster.ActionDone {
+				out = append(out, e)
+			}
+		}
+	})
+	return out
+}
+
+// Has tells whether this very action is still there.
+func (i *Inbox) Has(a cluster.Action) bool {
+	e, ok := i.Actions.Get(a.Name())
+	return ok && e.Err == nil && e.Value.ID == a.ID
+}
+
 // Write puts new values over actions that still are as they were read, in
 // batches, and returns for each its new revision, or 0 where it had changed.
 // It needs no guard: an action belongs to its node from the moment at which it
@@ -60,8 +79,8 @@ func (i *Inbox) Write(ctx context.Context, lease int64, was []etcd.Entry[cluster
 	return revs, g.Wait()
 }
 
-// ErrNotAlive is returned if this node's alive key is not held by the lease under which it acts.
-var ErrNotAlive = errors.New("this node is not admitted under its present lease")
+// ErrNotAlive is returned if this node acts under a lease that does not hold its alive key.
+var ErrNotAlive = cluster.ErrNotAlive
 
 func (i *Inbox) write(ctx context.Context, lease int64, was []etcd.Entry[cluster.Action], now []cluster.Action, revs []int64) error {
 	alive := clientv3.Compare(clientv3.LeaseValue(i.keys.Alive(i.node)), "=", lease)
@@ -161,6 +180,12 @@ func follow(ctx context.Context, cl *clientv3.Client, keys etcd.Layout, a cluste
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
+		if a.Verb == cluster.VerbLeave && left(ctx, cl, keys, a.Node) {
+			// A node that has left cannot answer any more; its record going is the answer.
+			a.State, a.Outcome = cluster.ActionDone, cluster.OutcomeOK
+			_, err := etcd.Commit(ctx, cl, nil, []clientv3.Op{clientv3.OpDelete(key)})
+			return a, err
+		}
 		e, ok, err := readAction(ctx, cl, key)
 		if err == nil {
 			if !ok || e.Value.ID != a.ID {
@@ -168,7 +193,7 @@ func follow(ctx context.Context, cl *clientv3.Client, keys etcd.Layout, a cluste
 			}
 			progress(e.Value)
 			a = e.Value
-			if a.State == cluster.ActionDone && a.Verb == cluster.VerbGiveBack {
+			if a.State == cluster.ActionDone && a.Verb == cluster.VerbGiveBack && a.Outcome == cluster.OutcomeOK {
 				return a, nil // the master turns it into the action for the next node
 			}
 			if a.State == cluster.ActionDone {
@@ -185,4 +210,11 @@ func follow(ctx context.Context, cl *clientv3.Client, keys etcd.Layout, a cluste
 		case <-tick.C:
 		}
 	}
+}
+
+func left(ctx context.Context, cl *clientv3.Client, keys etcd.Layout, n cluster.NodeID) bool {
+	ctx, cancel := context.WithTimeout(ctx, etcd.RequestTimeout)
+	defer cancel()
+	resp, err := cl.Get(ctx, keys.Node(n), clientv3.WithKeysOnly())
+	return err == nil && len(resp.Kvs) == 0
 }

@@ -28,6 +28,7 @@ type Ledger struct {
 	// Local copies, kept by Run.
 	Failovers *etcd.Mirror[cluster.Failover]
 	Actions   *etcd.Mirror[cluster.Action]
+	Confirms  *etcd.Mirror[cluster.Confirm]
 }
 
 // NewLedger returns the ledger of a cluster; hint is called after changes while Run runs.
@@ -36,6 +37,7 @@ func NewLedger(cl *clientv3.Client, keys etcd.Layout, log *zap.Logger, hint func
 		client: cl, keys: keys,
 		Failovers: etcd.NewMirror[cluster.Failover](cl, keys.Failovers(), log, hint),
 		Actions:   etcd.NewMirror[cluster.Action](cl, keys.Actions(), log, hint),
+		Confirms:  etcd.NewMirror[cluster.Confirm](cl, keys.Confirms(), log, hint),
 	}
 }
 
@@ -44,6 +46,7 @@ func (l *Ledger) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return l.Failovers.Run(ctx) })
 	g.Go(func() error { return l.Actions.Run(ctx) })
+	g.Go(func() error { return l.Confirms.Run(ctx) })
 	return g.Wait()
 }
 
@@ -54,16 +57,9 @@ func NewID() string {
 	return hex.EncodeToString(b[:])
 }
 
-// Opening is what was observed of a node when its failover is to be opened.
-type Opening struct {
-	Failover      cluster.Failover
-	NodeMod       int64 // of nodes/<host>: neither Inactive nor Down, of this incarnation
-	RecoveringMod int64 // of recovering/<host>, which does not say "not quiesced"; 0 = absent
-}
-
 // Open opens a failover if the node is still as observed and its alive key is
 // absent. It returns etcd.ErrConflict if not.
-func (l *Ledger) Open(ctx context.Context, term cluster.Term, o Opening) error {
+func (l *Ledger) Open(ctx context.Context, term cluster.Term, o cluster.Opening) error {
 	f := o.Failover
 	f.V = cluster.RecordVersion
 	val, err := etcd.Encode(f)
@@ -111,6 +107,7 @@ func (l *Ledger) Withdraw(ctx context.Context, term cluster.Term, was etcd.Entry
 		etcd.Unchanged(l.keys.Recovering(f.Node), recoveringMod),
 	}, []clientv3.Op{
 		clientv3.OpDelete(key),
+		clientv3.OpDelete(l.keys.Confirm(f.ID())),
 		clientv3.OpPut(l.keys.Withdrawn(was.Create), val),
 	})
 	if err != nil {
@@ -119,14 +116,7 @@ func (l *Ledger) Withdraw(ctx context.Context, term cluster.Term, was etcd.Entry
 	return nil
 }
 
-// Swap is one change of the set of actions: Old, as it was read, gives way to
-// New. Either may be nil.
-type Swap struct {
-	Old *etcd.Entry[cluster.Action]
-	New *cluster.Action
-}
-
-func (l *Ledger) swap(s Swap) ([]clientv3.Cmp, []clientv3.Op, error) {
+func (l *Ledger) swap(s cluster.Swap) ([]clientv3.Cmp, []clientv3.Op, error) {
 	var cmps []clientv3.Cmp
 	var ops []clientv3.Op
 	var oldKey string
@@ -159,7 +149,7 @@ const parallelTxns = 4
 // nothing. A batch with a conflict is tried one by one, so that one stale
 // action does not hold the others. It returns how many took effect, and an
 // error for the rest (etcd.ErrDeposed ends it at once).
-func (l *Ledger) Apply(ctx context.Context, term cluster.Term, swaps []Swap) (int, error) {
+func (l *Ledger) Apply(ctx context.Context, term cluster.Term, swaps []cluster.Swap) (int, error) {
 	const perBatch = etcd.MaxOps / 2 // a swap is at most two operations
 	done := make([]int, (len(swaps)+perBatch-1)/perBatch)
 	g, gctx := errgroup.WithContext(ctx)
@@ -197,7 +187,7 @@ func (l *Ledger) Apply(ctx context.Context, term cluster.Term, swaps []Swap) (in
 	return n, err
 }
 
-func (l *Ledger) applyAll(ctx context.Context, term cluster.Term, swaps []Swap) error {
+func (l *Ledger) applyAll(ctx context.Context, term cluster.Term, swaps []cluster.Swap) error {
 	var cmps []clientv3.Cmp
 	var ops []clientv3.Op
 	for _, s := range swaps {

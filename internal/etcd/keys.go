@@ -69,3 +69,9 @@ func (l Layout) History() string { return l.prefix + "history/" }
 
 // Withdrawn is a withdrawn failover, by its serial.
 func (l Layout) Withdrawn(serial int64) string { return fmt.Sprintf("%s%020d", l.History(), serial) }
+
+// Confirms is the prefix of operators' words that a node is off.
+func (l Layout) Confirms() string { return l.prefix + "confirms/" }
+
+// Confirm is an operator's word for one failover.
+func (l Layout) Confirm(id cluster.FailoverID) string { return l.Confirms() + id.String() }

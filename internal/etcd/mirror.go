@@ -10,20 +10,14 @@ import (
 	"sync"
 	"time"
 
+	"github.com/shaman-ha/shaman/internal/cluster"
 	mvccpb "go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 )
 
 // Entry is one key of a mirror.
-type Entry[T any] struct {
-	Value  T
-	Err    error // the value is no valid T
-	Raw    []byte
-	Mod    int64 // modification revision
-	Create int64 // create revision
-	Lease  int64
-}
+type Entry[T any] = cluster.Versioned[T]
 
 // Mirror keeps a local copy of a key prefix, by list and watch. The copy may be
 // old: who acts on it compares revisions in the transaction. Keys are named by

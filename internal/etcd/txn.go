@@ -3,7 +3,6 @@ package etcd
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 
 	"github.com/shaman-ha/shaman/internal/cluster"
@@ -14,12 +13,10 @@ import (
 // MaxOps bounds one transaction; etcd's own limit is 128.
 const MaxOps = 100
 
+// The errors of a transaction, for those that see etcd only.
 var (
-	// ErrConflict is returned if a compare of the transaction did not hold: what
-	// the caller had seen has changed.
-	ErrConflict = errors.New("changed meanwhile")
-	// ErrDeposed is returned if the writer is not master any more.
-	ErrDeposed = errors.New("not master any more")
+	ErrConflict = cluster.ErrConflict
+	ErrDeposed  = cluster.ErrDeposed
 )
 
 // Guard is the compare by which a write takes effect in the writer's own

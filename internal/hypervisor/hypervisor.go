@@ -49,7 +49,4 @@ type Driver interface {
 }
 
 // Params are the HA parameters that a VE itself carries, and which win over its resource.
-type Params struct {
-	HA       *bool
-	Priority *uint32
-}
+type Params = cluster.VEParams

@@ -11,38 +11,18 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// Admission is what a node brings to be admitted.
-type Admission struct {
-	Node        cluster.NodeID
-	Incarnation cluster.Incarnation // the one it comes in with
-	Lease       int64
-	Former      int64 // a lease of this same boot that may still hold the alive key; 0 = none
-	Alive       cluster.AliveRecord
-	BootID      string
-	HardwareID  string
-	Name        string
-	Address     string
-}
-
-// OwnFailover is a failover of this node, with the revision at which it was read.
-type OwnFailover struct {
-	cluster.Failover
-	Serial int64
-	mod    int64
-}
-
-// OwnFailovers reads the failovers of one node.
-func (m *Members) OwnFailovers(ctx context.Context, id cluster.NodeID) ([]OwnFailover, error) {
+// OwnFailovers reads the failovers of one node; the serial of each is its create revision.
+func (m *Members) OwnFailovers(ctx context.Context, id cluster.NodeID) ([]cluster.Versioned[cluster.Failover], error) {
 	ctx, cancel := context.WithTimeout(ctx, etcd.RequestTimeout)
 	defer cancel()
 	resp, err := m.client.Get(ctx, m.keys.FailoversOf(id), clientv3.WithPrefix())
 	if err != nil {
 		return nil, fmt.Errorf("read the failovers of node %s: %w", id, err)
 	}
-	var out []OwnFailover
+	var out []cluster.Versioned[cluster.Failover]
 	for _, kv := range resp.Kvs {
-		f := OwnFailover{Serial: kv.CreateRevision, mod: kv.ModRevision}
-		if err := json.Unmarshal(kv.Value, &f.Failover); err != nil {
+		f := cluster.Versioned[cluster.Failover]{Raw: kv.Value, Create: kv.CreateRevision, Mod: kv.ModRevision}
+		if err := json.Unmarshal(kv.Value, &f.Value); err != nil {
 			return nil, fmt.Errorf("read failover %s: %w", kv.Key, err)
 		}
 		out = append(out, f)
@@ -57,7 +37,7 @@ func (m *Members) OwnFailovers(ctx context.Context, id cluster.NodeID) ([]OwnFai
 //
 // Errors: ErrNotJoined, ErrFailoverOpen, ErrOtherHolder; etcd.ErrConflict if
 // something changed in between (try again); anything else is unknown.
-func (m *Members) Admit(ctx context.Context, a Admission) (serial int64, err error) {
+func (m *Members) Admit(ctx context.Context, a cluster.Admission) (serial int64, err error) {
 	rec, raw, mod, err := m.get(ctx, a.Node)
 	if err != nil {
 		return 0, err
@@ -72,14 +52,14 @@ func (m *Members) Admit(ctx context.Context, a Admission) (serial int64, err err
 	cmps := []clientv3.Cmp{etcd.Unchanged(m.keys.Node(a.Node), mod)}
 	serial = rec.Serial
 	for _, f := range own {
-		if !f.Phase.Sealed() && f.Phase != cluster.PhaseWithdrawn {
-			return 0, fmt.Errorf("%w (failover %s, phase %s)", ErrFailoverOpen, f.ID(), f.Phase)
+		if !f.Value.Phase.Sealed() && f.Value.Phase != cluster.PhaseWithdrawn {
+			return 0, fmt.Errorf("%w (failover %s, phase %s)", ErrFailoverOpen, f.Value.ID(), f.Value.Phase)
 		}
-		if f.Inc >= a.Incarnation {
+		if f.Value.Inc >= a.Incarnation {
 			return 0, fmt.Errorf("admit node %s with incarnation %d: that one was failed over", a.Node, a.Incarnation)
 		}
-		serial = max(serial, f.Serial)
-		cmps = append(cmps, etcd.Unchanged(m.keys.Failover(f.ID()), f.mod))
+		serial = max(serial, f.Create)
+		cmps = append(cmps, etcd.Unchanged(m.keys.Failover(f.Value.ID()), f.Mod))
 	}
 	// The only failover that could be opened in between is that of the recorded incarnation.
 	cmps = append(cmps, etcd.Absent(m.keys.Failover(cluster.FailoverID{Node: a.Node, Incarnation: a.Incarnation})))
@@ -100,11 +80,12 @@ func (m *Members) Admit(ctx context.Context, a Admission) (serial int64, err err
 	return serial, nil
 }
 
-func (m *Members) admissionOps(a Admission, rec cluster.NodeRecord, raw []byte, serial int64) ([]clientv3.Op, error) {
+func (m *Members) admissionOps(a cluster.Admission, rec cluster.NodeRecord, raw []byte, serial int64) ([]clientv3.Op, error) {
 	rec.V = cluster.RecordVersion
 	rec.Incarnation = a.Incarnation
 	rec.BootID, rec.HardwareID = a.BootID, a.HardwareID
 	rec.Name, rec.Address = a.Name, a.Address
+	rec.CPUPool = a.Alive.Capacity.CPUPool
 	rec.Stopped, rec.StoppedAt = cluster.NotStopped, ""
 	rec.Serial = serial
 	rec.Released = 0
@@ -124,16 +105,16 @@ func (m *Members) admissionOps(a Admission, rec cluster.NodeRecord, raw []byte, 
 	}, nil
 }
 
-func hasFailover(own []OwnFailover, inc cluster.Incarnation) bool {
+func hasFailover(own []cluster.Versioned[cluster.Failover], inc cluster.Incarnation) bool {
 	for _, f := range own {
-		if f.Inc == inc {
+		if f.Value.Inc == inc {
 			return true
 		}
 	}
 	return false
 }
 
-func (m *Members) aliveCompare(ctx context.Context, a Admission) (clientv3.Cmp, error) {
+func (m *Members) aliveCompare(ctx context.Context, a cluster.Admission) (clientv3.Cmp, error) {
 	key := m.keys.Alive(a.Node)
 	ctx, cancel := context.WithTimeout(ctx, etcd.RequestTimeout)
 	defer cancel()
@@ -164,7 +145,7 @@ func (m *Members) Stop(ctx context.Context, id cluster.NodeID, lease int64, kind
 			return err
 		}
 		for _, f := range own {
-			if !f.Phase.Sealed() {
+			if !f.Value.Phase.Sealed() {
 				return ErrFailoverOpen
 			}
 		}
@@ -207,10 +188,10 @@ func (m *Members) Leave(ctx context.Context, id cluster.NodeID, lease int64) err
 		clientv3.Compare(clientv3.LeaseValue(m.keys.Alive(id)), "=", lease),
 	}
 	for _, f := range own {
-		if f.Phase.Open() {
-			return fmt.Errorf("%w (failover %s, phase %s)", ErrFailoverOpen, f.ID(), f.Phase)
+		if f.Value.Phase.Open() {
+			return fmt.Errorf("%w (failover %s, phase %s)", ErrFailoverOpen, f.Value.ID(), f.Value.Phase)
 		}
-		cmps = append(cmps, etcd.Unchanged(m.keys.Failover(f.ID()), f.mod))
+		cmps = append(cmps, etcd.Unchanged(m.keys.Failover(f.Value.ID()), f.Mod))
 	}
 	_, err = etcd.Commit(ctx, m.client, cmps, []clientv3.Op{
 		clientv3.OpDelete(m.keys.Node(id)),

@@ -20,15 +20,14 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
+// ErrJoined is returned by Join if the node has a record already.
+var ErrJoined = errors.New("this node is joined already")
+
+// The errors that decide what a node does next.
 var (
-	// ErrNotJoined is returned if nodes/ has no record of the node.
-	ErrNotJoined = errors.New("this node is not joined to the cluster; run 'shaman join' on it")
-	// ErrJoined is returned by Join if the node has a record already.
-	ErrJoined = errors.New("this node is joined already")
-	// ErrFailoverOpen is returned while a failover of the node is not sealed.
-	ErrFailoverOpen = errors.New("a failover of this node is under way")
-	// ErrOtherHolder is returned if alive/ is held by another process or lease.
-	ErrOtherHolder = errors.New("another lease holds this node's alive key")
+	ErrNotJoined    = cluster.ErrNotJoined
+	ErrFailoverOpen = cluster.ErrFailoverOpen
+	ErrOtherHolder  = cluster.ErrOtherHolder
 )
 
 // Members reads and writes the members of one cluster. All methods may be

@@ -15,22 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Unparseable is a resource file that cannot be used. It is reported and left where it is.
-type Unparseable struct {
-	File  string         // path of the file
-	ID    string         // its name
-	Owner cluster.NodeID // whose repository or sealed repository it lies in
-	Err   error
-}
-
-// Listing is what one directory of resources holds.
-type Listing struct {
-	Inc         cluster.Incarnation // by its .inc; 0 if there is none
-	HasInc      bool
-	Done        bool // .done is there
-	Resources   []cluster.Resource
-	Unparseable []Unparseable
-}
+// What a look at the mount returns.
+type (
+	Listing        = cluster.Listing
+	Unparseable    = cluster.Unparseable
+	Census         = cluster.Census
+	BrokenResource = cluster.BrokenResource
+)
 
 // cache remembers parsed files by what lstat says of them.
 type cache struct {
@@ -226,14 +217,6 @@ func (s *Store) Owners(ctx context.Context) ([]cluster.NodeID, error) {
 	})
 }
 
-// Census is everything that the mount holds of resources.
-type Census struct {
-	Repositories map[cluster.NodeID]Listing
-	Pools        map[cluster.PoolID]Listing
-	Broken       []BrokenResource
-	Unparseable  []Unparseable
-}
-
 // Census reads all repositories, the pool and broken.
 func (s *Store) Census(ctx context.Context) (Census, error) {
 	c := Census{Repositories: map[cluster.NodeID]Listing{}, Pools: map[cluster.PoolID]Listing{}}
@@ -312,4 +295,20 @@ func (s *Store) Document(ctx context.Context, n cluster.NodeID, id cluster.Resou
 		}
 		return ParseDocument(file, data)
 	})
+}
+
+func (s *Store) readOwn(n cluster.NodeID, id cluster.ResourceID) (cluster.Resource, error) {
+	file := filepath.Join(s.RepositoryDir(n), string(id))
+	data, err := readBounded(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return cluster.Resource{}, ErrGone
+	}
+	if err != nil {
+		return cluster.Resource{}, err
+	}
+	d, err := ParseDocument(file, data)
+	if err != nil {
+		return cluster.Resource{}, err
+	}
+	return d.Resource(id), nil
 }

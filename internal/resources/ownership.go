@@ -13,14 +13,11 @@ import (
 	"github.com/shaman-ha/shaman/internal/cluster"
 )
 
+// The errors that callers decide by.
 var (
-	// ErrGone is returned if the resource is not where the caller thinks it is.
-	ErrGone = errors.New("the resource is not there")
-	// ErrTaken is returned if the name is in use.
-	ErrTaken = errors.New("a resource of this name is there already")
-	// ErrSealed is returned if the repository is gone or of another incarnation:
-	// it was taken over, and its former owner must not touch anything.
-	ErrSealed = errors.New("the repository was taken over")
+	ErrGone   = cluster.ErrGone
+	ErrTaken  = cluster.ErrTaken
+	ErrSealed = cluster.ErrSealed
 )
 
 // CreateRepository makes a node's empty repository for an incarnation. Only
@@ -147,10 +144,7 @@ func (s *Store) verifySeal(id cluster.FailoverID) error {
 }
 
 // Claimed is the result of one claim.
-type Claimed struct {
-	ID  cluster.ResourceID // in the new repository; differs if the name was taken
-	Err error              // ErrGone: somebody else has it; else not known or not done
-}
+type Claimed = cluster.Claimed
 
 // Claim gives resources of a pool directory to this node: one rename each, and
 // one fsync of both directories for all. It is the only commit point of a
@@ -343,14 +337,6 @@ func (s *Store) MarkDone(ctx context.Context, p cluster.PoolID) error {
 	})
 }
 
-// BrokenResource is a quarantined resource.
-type BrokenResource struct {
-	Resource cluster.Resource
-	Reason   cluster.BrokenReason
-	File     string
-	Err      error // why the file or its reason cannot be read
-}
-
 // Broken lists the quarantine.
 func (s *Store) Broken(ctx context.Context) ([]BrokenResource, error) {
 	return fetch(ctx, s, "list broken resources", func() ([]BrokenResource, error) {
@@ -416,13 +402,8 @@ func (s *Store) MarkBroken(ctx context.Context, from Place, name string, why clu
 	})
 }
 
-// Place is where a resource file lies: in a pool directory, or in the
-// repository of a node and incarnation.
-type Place struct {
-	Pool        cluster.PoolID // zero: in the repository
-	Node        cluster.NodeID
-	Incarnation cluster.Incarnation
-}
+// Place is where a resource file lies.
+type Place = cluster.Place
 
 func (s *Store) winBroken(name string, node cluster.NodeID, reason []byte) (string, error) {
 	for _, as := range []string{name, name + "~" + string(node)} {

@@ -28,17 +28,8 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Heartbeat is what a living daemon overwrites again and again.
-type Heartbeat struct {
-	V     int                 `json:"v"`
-	Host  cluster.NodeID      `json:"host"`
-	Inc   cluster.Incarnation `json:"inc"`
-	Boot  string              `json:"boot"`
-	HW    string              `json:"hw"`
-	Nonce string              `json:"nonce"` // of the process
-	Seq   int64               `json:"seq"`
-	Clean bool                `json:"clean"`
-}
+// Heartbeat is the record in a node's heartbeat slot.
+type Heartbeat = cluster.Heartbeat
 
 // ErrTorn is returned if a slot was read in the middle of a write, or was never written.
 var ErrTorn = errors.New("the slot holds no complete record")
@@ -152,7 +143,7 @@ func (s *Store) ReadHeartbeat(ctx context.Context, n cluster.NodeID, deadline ti
 }
 
 // ErrForeignNonce is returned if another process writes this node's heartbeat.
-var ErrForeignNonce = errors.New("another process writes the heartbeat of this host id")
+var ErrForeignNonce = cluster.ErrForeignNonce
 
 // Probe is one proof of contact with the mount: the mount is the cluster's, my
 // heartbeat is written durably and my order slot read fresh, each within the

@@ -1,0 +1,299 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/shaman-ha/shaman/internal/cluster"
+)
+
+// errand carries out an action other than a take, and answers it. Nothing of
+// it happens while the gate is closed or the lease not valid.
+func (r *session) errand(ctx context.Context, j *job) {
+	e := *j.action
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+		outcome, renamed, err := r.runErrand(ctx, e)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case outcome != "":
+			msg := ""
+			if err != nil {
+				msg = err.Error()
+			}
+			r.answer(e, outcome, msg, renamed)
+			return
+		case !errors.Is(err, cluster.ErrHold) && !errors.Is(err, cluster.ErrCannotAsk) && !errors.Is(err, errClosed) && !errors.Is(err, cluster.ErrLocked):
+			r.answer(e, failedOutcome(err), err.Error(), "")
+			return
+		case !r.Inbox.Has(e.Value):
+			r.setKnown(e.Value, false)
+			return
+		}
+		if sleep(ctx, pause) != nil {
+			return
+		}
+	}
+}
+
+func failedOutcome(err error) cluster.Outcome {
+	switch {
+	case errors.Is(err, cluster.ErrGone), errors.Is(err, cluster.ErrSealed):
+		return cluster.OutcomeGone
+	case errors.Is(err, cluster.ErrTaken), errors.Is(err, errRefused):
+		return cluster.OutcomeRefused
+	}
+	return cluster.OutcomeFailed
+}
+
+// errRefused marks errors after which nothing was done.
+var errRefused = errors.New("refused")
+
+// runErrand does the work of one verb. An empty outcome leaves it to the error.
+func (r *session) runErrand(ctx context.Context, e cluster.Versioned[cluster.Action]) (cluster.Outcome, cluster.ResourceID, error) {
+	a := e.Value
+	if a.Verb == cluster.VerbLeave {
+		return r.leave(ctx, a)
+	}
+	if a.Verb == cluster.VerbStart {
+		o, err := r.startErrand(ctx, e)
+		return o, "", err
+	}
+	release, err := r.Gate.Hold(r.Incarnation)
+	if err != nil || !r.Valid() {
+		if err == nil {
+			release()
+		}
+		return "", "", errClosed
+	}
+	defer release()
+	switch a.Verb {
+	case cluster.VerbGiveBack:
+		as, err := r.giveBack(ctx, a)
+		if err != nil {
+			return "", "", err
+		}
+		return cluster.OutcomeOK, as, nil
+	case cluster.VerbBreak:
+		if err := r.quarantine(ctx, a); err != nil {
+			return "", "", err
+		}
+		return cluster.OutcomeBroken, "", nil
+	case cluster.VerbAdd:
+		return r.simple(r.add(ctx, a))
+	case cluster.VerbSet:
+		return r.simple(r.set(ctx, a))
+	case cluster.VerbDelete:
+		return r.simple(r.remove(ctx, a))
+	case cluster.VerbRename:
+		return r.simple(r.Repository.Rename(ctx, r.Incarnation, a.Resource, a.NewName))
+	case cluster.VerbTake, cluster.VerbStart, cluster.VerbLeave: // handled elsewhere
+	}
+	return cluster.OutcomeRefused, "", fmt.Errorf("this version of shaman-monitor does not know the action %q; upgrade this node", a.Verb)
+}
+
+func (r *session) simple(err error) (cluster.Outcome, cluster.ResourceID, error) {
+	if err != nil {
+		return "", "", err
+	}
+	return cluster.OutcomeOK, "", nil
+}
+
+// startErrand starts what lies in the own repository, as an operator asked.
+func (r *session) startErrand(ctx context.Context, e cluster.Versioned[cluster.Action]) (cluster.Outcome, error) {
+	tries := 1 + r.Settings().StartRetries
+	var err error
+	for range tries {
+		var o cluster.Outcome
+		o, err = r.attempt(ctx, &job{id: e.Value.Resource, action: &e, start: true})
+		if err == nil || errors.Is(err, cluster.ErrGone) || errors.Is(err, errNotWanted) || ctx.Err() != nil {
+			return o, err
+		}
+	}
+	return cluster.OutcomeFailed, err
+}
+
+// giveBack lets go of a resource: stopped if asked, proven stopped in any case,
+// unregistered, then moved where another node can claim it.
+func (r *session) giveBack(ctx context.Context, a cluster.Action) (cluster.ResourceID, error) {
+	res, err := r.Repository.Look(ctx, r.Incarnation, a.Resource)
+	if err != nil {
+		return "", err
+	}
+	running, err := r.runs(ctx, res)
+	if err != nil {
+		return "", err
+	}
+	if running && !a.Stop {
+		return "", fmt.Errorf("%w: %s runs here; stop it first or use 'shaman relocate %s'", errRefused, res.Path, a.Resource)
+	}
+	if running {
+		if err := r.call(ctx, func(ctx context.Context) error { return r.Hypervisor.Stop(ctx, res.Kind, res.Path, false) }); err != nil {
+			return "", fmt.Errorf("%w: %s did not shut down: %w; it was left as it is", errRefused, res.Path, err)
+		}
+	}
+	if err := r.call(ctx, r.Hypervisor.Barrier); err != nil {
+		return "", err
+	}
+	if still, err := r.runs(ctx, res); err != nil || still {
+		return "", errors.Join(err, fmt.Errorf("%w: %s runs again", errRefused, res.Path))
+	}
+	if err := r.call(ctx, func(ctx context.Context) error { return r.Hypervisor.Unregister(ctx, res.Kind, res.Path) }); err != nil && !errors.Is(err, cluster.ErrNoVE) {
+		return "", err
+	}
+	if err := r.Repository.Update(ctx, r.Incarnation, a.Resource, func(res *cluster.Resource) {
+		res.LastNode = r.Self
+		if a.Stop {
+			res.Want = cluster.WantRunning // it is moved, not switched off
+		}
+	}); err != nil {
+		return "", err
+	}
+	return r.Repository.GiveBack(ctx, r.Incarnation, a.Resource)
+}
+
+// runs asks the hypervisor whether a resource's VE runs here; what it does not
+// know for certain counts as running.
+func (r *session) runs(ctx context.Context, res cluster.Resource) (bool, error) {
+	ves, err := r.ves(ctx)
+	if err != nil {
+		return false, err
+	}
+	for _, v := range ves {
+		if v.Path == res.Path {
+			return v.State != cluster.VEStopped, nil
+		}
+	}
+	return false, nil
+}
+
+func (r *session) ves(ctx context.Context) (ves []cluster.VE, err error) {
+	err = r.call(ctx, func(ctx context.Context) error {
+		ves, err = r.Hypervisor.List(ctx)
+		return err
+	})
+	return ves, err
+}
+
+// quarantine proves a VE stopped, forgets it here and moves its resource to broken.
+func (r *session) quarantine(ctx context.Context, a cluster.Action) error {
+	res, err := r.Repository.Look(ctx, r.Incarnation, a.Resource)
+	if err != nil {
+		return err
+	}
+	if err := r.forceStop(ctx, &job{id: a.Resource}); err != nil {
+		return err
+	}
+	if err := r.call(ctx, func(ctx context.Context) error { return r.Hypervisor.Unregister(ctx, res.Kind, res.Path) }); err != nil && !errors.Is(err, cluster.ErrNoVE) {
+		return err
+	}
+	return r.Repository.MarkBroken(ctx, r.Incarnation, a.Resource, cluster.BrokenReason{
+		Node: r.Self, Operation: a.Operation, Error: a.Reason, Attempts: a.Attempts, Time: time.Now().UTC().Format(time.RFC3339),
+	})
+}
+
+// add makes a resource of the VE at a path.
+func (r *session) add(ctx context.Context, a cluster.Action) error {
+	all, err := r.Repository.Census(ctx)
+	if err != nil {
+		return err
+	}
+	for node, l := range all.Repositories {
+		for _, res := range l.Resources {
+			switch {
+			case res.Path != a.Path && res.ID != a.Resource:
+			case node == r.Self && a.Force && res.ID == a.Resource:
+				return r.set(ctx, a)
+			case res.Path == a.Path:
+				return fmt.Errorf("%w: resource %s of node %s is this VE already", cluster.ErrTaken, res.ID, node)
+			case node == r.Self:
+				return fmt.Errorf("%w: %s is the VE at %s", cluster.ErrTaken, res.ID, res.Path)
+			}
+		}
+	}
+	if err := r.call(ctx, func(ctx context.Context) error { return r.Hypervisor.Register(ctx, a.Resource.Kind(), a.Path) }); err != nil {
+		return fmt.Errorf("register %s: %w", a.Path, err)
+	}
+	res := cluster.Resource{ID: a.Resource, Path: a.Path, LastNode: r.Self, Want: cluster.WantStopped}
+	ves, err := r.ves(ctx)
+	if err != nil {
+		return err
+	}
+	for _, v := range ves {
+		if v.Path == a.Path {
+			res.Memory, res.VCPUs, res.UUID, res.Priority = v.Memory, v.VCPUs, v.UUID, v.Priority
+			if v.State != cluster.VEStopped {
+				res.Want = cluster.WantRunning
+			}
+		}
+	}
+	yes := true
+	if err := r.call(ctx, func(ctx context.Context) error {
+		return r.Hypervisor.Configure(ctx, a.Resource.Kind(), a.Path, cluster.VEParams{HA: &yes, Priority: a.Priority})
+	}); err != nil {
+		return fmt.Errorf("switch high availability on for %s: %w", a.Path, err)
+	}
+	if a.Priority != nil {
+		res.Priority = *a.Priority
+	}
+	return r.Repository.Create(ctx, r.Incarnation, res)
+}
+
+// set changes a resource's parameters, and the VE's own where it carries them.
+func (r *session) set(ctx context.Context, a cluster.Action) error {
+	res, err := r.Repository.Look(ctx, r.Incarnation, a.Resource)
+	if err != nil {
+		return err
+	}
+	path := res.Path
+	if a.Path != "" {
+		path = a.Path
+	}
+	if a.Priority != nil {
+		err := r.call(ctx, func(ctx context.Context) error {
+			return r.Hypervisor.Configure(ctx, res.Kind, path, cluster.VEParams{Priority: a.Priority})
+		})
+		if err != nil && !errors.Is(err, cluster.ErrNoVE) {
+			return fmt.Errorf("set the priority of %s: %w", path, err)
+		}
+	}
+	return r.Repository.Update(ctx, r.Incarnation, a.Resource, func(res *cluster.Resource) {
+		res.Path = path
+		if a.Priority != nil {
+			res.Priority = *a.Priority
+		}
+	})
+}
+
+// remove takes a VE out of shaman's protection; it goes on as it is.
+func (r *session) remove(ctx context.Context, a cluster.Action) error {
+	res, err := r.Repository.Look(ctx, r.Incarnation, a.Resource)
+	if err != nil {
+		return err
+	}
+	no := false
+	err = r.call(ctx, func(ctx context.Context) error {
+		return r.Hypervisor.Configure(ctx, res.Kind, res.Path, cluster.VEParams{HA: &no})
+	})
+	if err != nil && !errors.Is(err, cluster.ErrNoVE) {
+		return fmt.Errorf("switch high availability off for %s: %w", res.Path, err)
+	}
+	return r.Repository.Delete(ctx, r.Incarnation, a.Resource)
+}
+
+// leave ends this node's membership; the answer is written before that.
+func (r *session) leave(ctx context.Context, a cluster.Action) (cluster.Outcome, cluster.ResourceID, error) {
+	l, err := r.Repository.List(ctx, true)
+	if err != nil {
+		return "", "", err
+	}
+	if n := len(l.Resources) + len(l.Unparseable); n > 0 && !a.Force {
+		return cluster.OutcomeRefused, "", fmt.Errorf("%w: this node still has %d resources; relocate them first, or use --keep-ves to take them out of high availability", errRefused, n)
+	}
+	if err := r.Leave(ctx); err != nil {
+		return cluster.OutcomeRefused, "", err
+	}
+	return cluster.OutcomeOK, "", nil
+}

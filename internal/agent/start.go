@@ -1,0 +1,231 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/shaman-ha/shaman/internal/boottime"
+	"github.com/shaman-ha/shaman/internal/cluster"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+)
+
+// maxWorkers bounds MAX_PARALLEL_STARTS, errandWorkers the operators' actions
+// that are carried out at the same time.
+const (
+	maxWorkers    = 256
+	errandWorkers = 8
+)
+
+// work runs the workers until the context ends.
+func (r *session) work(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for range min(max(r.Settings().ParallelStarts, 1), maxWorkers) {
+		g.Go(func() error {
+			for {
+				j := r.starts.pop(ctx)
+				if j == nil {
+					return context.Cause(ctx)
+				}
+				r.bring(ctx, j)
+				r.setBusy(j.id, -1)
+			}
+		})
+	}
+	for range errandWorkers {
+		g.Go(func() error {
+			for {
+				j := r.errands.pop(ctx)
+				if j == nil {
+					return context.Cause(ctx)
+				}
+				r.errand(ctx, j)
+				r.setBusy(j.action.Value.Resource, -1)
+				r.Look()
+			}
+		})
+	}
+	return g.Wait()
+}
+
+// bring registers and, if it is to run, starts one resource that lies in the
+// own repository, and answers.
+func (r *session) bring(ctx context.Context, j *job) {
+	tries := 1 + r.Settings().StartRetries
+	var failure error
+	for try := 1; try <= tries; try++ {
+		outcome, err := r.attempt(ctx, j)
+		if ctx.Err() != nil {
+			return // the next admission, or the master, goes on from what is on the mount
+		}
+		switch {
+		case errors.Is(err, errNotWanted):
+			r.finish(j, cluster.OutcomeSuperseded, err)
+			return
+		case errors.Is(err, cluster.ErrGone):
+			r.finish(j, cluster.OutcomeGone, err)
+			return
+		case err == nil:
+			r.finish(j, outcome, nil)
+			return
+		}
+		failure = err
+		r.Log.Warn("a VE could not be brought up", zap.String("resource", string(j.id)), zap.Int("attempt", try), zap.Int("attempts", tries), zap.Error(err))
+	}
+	r.finish(j, cluster.OutcomeFailed, failure)
+}
+
+// errNotWanted ends a job whose action was withdrawn or belongs to an older admission.
+var errNotWanted = errors.New("the action was withdrawn or this node was admitted anew")
+
+func (r *session) finish(j *job, o cluster.Outcome, err error) {
+	msg := ""
+	if err != nil {
+		msg = err.Error()
+	}
+	if j.boot {
+		// A failure stays here: STATE stays running, and stat shows that it does not.
+		if derr := r.Boot.Done(j.id); derr != nil {
+			r.Log.Warn("cannot take a resource off the list of starts after boot", zap.String("resource", string(j.id)), zap.Error(derr))
+		}
+		r.Log.Info("start after boot", zap.String("resource", string(j.id)), zap.String("outcome", string(o)), zap.String("error", msg))
+		r.Event(cluster.Event{Kind: "boot-" + string(o), Resource: j.id, Message: "start after boot: " + string(o) + " " + msg})
+		r.Look()
+		return
+	}
+	renamed := cluster.ResourceID("")
+	if j.id != j.action.Value.Resource {
+		renamed = j.id
+	}
+	r.answer(*j.action, o, msg, renamed)
+	r.Look()
+}
+
+// attempt is one try. A nil error has an outcome; any other is a failure after
+// which the VE is proven stopped. Trouble of storage or hypervisor is no
+// failure: it is waited out here.
+func (r *session) attempt(ctx context.Context, j *job) (cluster.Outcome, error) {
+	lockedSince := boottime.Time(0)
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+		outcome, started, err := r.once(ctx, j)
+		switch {
+		case err == nil:
+			r.Metrics.Held.Set(0)
+			return outcome, nil
+		case ctx.Err() != nil, errors.Is(err, errNotWanted), errors.Is(err, cluster.ErrGone):
+			return "", err
+		case errors.Is(err, cluster.ErrLocked):
+			if lockedSince == 0 {
+				lockedSince = boottime.Now()
+			}
+			if boottime.Since(lockedSince) > r.Settings().LockRetryTimeout {
+				return "", r.provenStopped(ctx, j, err)
+			}
+		case errors.Is(err, cluster.ErrHold), errors.Is(err, cluster.ErrSealed), errors.Is(err, errClosed):
+		case errors.Is(err, cluster.ErrCannotAsk):
+			if started {
+				// The outcome of the start is not known: stop by force until it is.
+				return "", r.provenStopped(ctx, j, err)
+			}
+		default:
+			return "", r.provenStopped(ctx, j, err)
+		}
+		r.Metrics.Held.Set(1)
+		r.Log.Warn("bringing a VE up waits", zap.String("resource", string(j.id)), zap.Duration("elapsed", pause), zap.Error(err))
+		if err := sleep(ctx, pause); err != nil {
+			return "", err
+		}
+	}
+}
+
+// errClosed is returned while this node may not start anything.
+var errClosed = errors.New("this node may not start anything now: its lease cannot be proven valid or its gate is closed")
+
+// once checks all conditions of a start at that moment and starts. started
+// tells whether the hypervisor was asked to.
+func (r *session) once(ctx context.Context, j *job) (o cluster.Outcome, started bool, err error) {
+	release, err := r.Gate.Hold(r.Incarnation)
+	if err != nil {
+		return "", false, fmt.Errorf("%w: %w", errClosed, err)
+	}
+	defer release()
+	if !r.Valid() {
+		return "", false, errClosed
+	}
+	if j.action != nil && !r.Inbox.Has(j.action.Value) {
+		return "", false, errNotWanted
+	}
+	res, err := r.Repository.Look(ctx, r.Incarnation, j.id)
+	if err != nil {
+		return "", false, err
+	}
+	r.At("register:before")
+	if err := r.call(ctx, func(ctx context.Context) error { return r.Hypervisor.Register(ctx, res.Kind, res.Path) }); err != nil {
+		return "", false, fmt.Errorf("register %s: %w", res.Path, err)
+	}
+	r.At("register:after")
+	if !j.start {
+		return cluster.OutcomeRegistered, false, r.noteWaiting(ctx, j, res)
+	}
+	if !r.Valid() {
+		return "", false, errClosed
+	}
+	r.At("start:before")
+	if err := r.call(ctx, func(ctx context.Context) error { return r.Hypervisor.Start(ctx, res.Kind, res.Path) }); err != nil {
+		return "", true, fmt.Errorf("start %s: %w", res.Path, err)
+	}
+	r.At("start:after")
+	if res.Waiting != "" || res.Migrating != "" || res.Want == cluster.WantStopped {
+		err := r.Repository.Update(ctx, r.Incarnation, j.id, func(res *cluster.Resource) {
+			res.Waiting, res.Migrating, res.Want = "", "", cluster.WantRunning
+		})
+		if err != nil {
+			r.Log.Warn("the VE runs, but its resource still says that it waits; the next rescan mends it", zap.String("resource", string(j.id)), zap.Error(err))
+		}
+	}
+	return cluster.OutcomeStarted, true, nil
+}
+
+// noteWaiting writes down why a resource that should run does not.
+func (r *session) noteWaiting(ctx context.Context, j *job, res cluster.Resource) error {
+	if j.action == nil || j.action.Value.Waiting == res.Waiting {
+		return nil
+	}
+	return r.Repository.Update(ctx, r.Incarnation, j.id, func(res *cluster.Resource) { res.Waiting = j.action.Value.Waiting })
+}
+
+// provenStopped stops a VE by force until it is proven not to run, and returns
+// the failure that led here. A VE that turns out to run well is none.
+func (r *session) provenStopped(ctx context.Context, j *job, failure error) error {
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+		err := r.forceStop(ctx, j)
+		if err == nil {
+			return failure
+		}
+		r.Log.Warn("the outcome of a start is not known; stopped by force until it is", zap.String("resource", string(j.id)), zap.NamedError("failure", failure), zap.Error(err))
+		if err := sleep(ctx, pause); err != nil {
+			return err
+		}
+	}
+}
+
+func (r *session) forceStop(ctx context.Context, j *job) error {
+	res, err := r.Repository.Look(ctx, r.Incarnation, j.id)
+	if err != nil {
+		return err
+	}
+	stop := func(ctx context.Context) error { return r.Hypervisor.Stop(ctx, res.Kind, res.Path, true) }
+	if err := r.call(ctx, stop); err != nil && !errors.Is(err, cluster.ErrNoVE) {
+		return err
+	}
+	if err := r.call(ctx, r.Hypervisor.Barrier); err != nil {
+		return err
+	}
+	// A job that the barrier let through may have started it after the first stop.
+	if err := r.call(ctx, stop); err != nil && !errors.Is(err, cluster.ErrNoVE) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,531 @@
+package failover
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/shaman-ha/shaman/internal/cluster"
+)
+
+// answersWait bounds how long a dispatch waits for the nodes' answers to the
+// question what runs where; the last word of a silent node counts after that.
+const answersWait = 2 * time.Second
+
+// answerKept is how long an operator's finished action may lie around before the
+// master clears it away: its command is gone by then.
+const answerKept = 10 * time.Minute
+
+// actionBoard is the actions of one round, and what is decided about them.
+type actionBoard struct {
+	o       *Observation
+	byPool  map[string]map[cluster.ResourceID]cluster.Versioned[cluster.Action] // takes: pool → resource
+	keys    map[string]bool                                                     // node/name of every action there is
+	given   map[string]cluster.Versioned[cluster.Action]                        // finished give-backs: pool/resource
+	swaps   []cluster.Swap
+	steps   []Step
+	pending map[cluster.NodeID]cluster.Usage
+	toPlace []placing
+}
+
+// placing is a resource that needs a node, and the action that gives way to the new one.
+type placing struct {
+	res      cluster.Resource
+	pool     cluster.PoolID
+	old      *cluster.Versioned[cluster.Action]
+	failover string
+	tried    []cluster.NodeID
+	attempts int
+	want     cluster.NodeID // an operator's choice
+	reason   string
+}
+
+// decideActions dispatches what lies in the pool, follows up what failed, and
+// finds room for what waits.
+func decideActions(o *Observation, place Place) []Step {
+	b := &actionBoard{
+		o: o, byPool: map[string]map[cluster.ResourceID]cluster.Versioned[cluster.Action]{}, keys: map[string]bool{},
+		given: map[string]cluster.Versioned[cluster.Action]{}, pending: map[cluster.NodeID]cluster.Usage{},
+	}
+	for _, a := range o.Actions {
+		b.sort(a)
+	}
+	for _, a := range o.Actions {
+		if a.Err == nil {
+			b.followUp(a)
+		}
+	}
+	pools := slices.SortedFunc(maps.Keys(o.Pools), func(x, y cluster.PoolID) int { return strings.Compare(x.String(), y.String()) })
+	for _, p := range pools {
+		b.pool(p, o.Pools[p])
+	}
+	b.waiting(place)
+	b.place(place)
+	if len(b.swaps) > 0 {
+		b.steps = append(b.steps, Step{Do: ActDispatch, Swaps: b.swaps, Reason: fmt.Sprintf("%d actions", len(b.swaps))})
+	}
+	return b.steps
+}
+
+func (b *actionBoard) sort(a cluster.Versioned[cluster.Action]) {
+	v := a.Value
+	b.keys[string(v.Node)+"/"+v.Name()] = true
+	if a.Err != nil {
+		return
+	}
+	switch v.Verb {
+	case cluster.VerbTake:
+		m := b.byPool[v.Pool]
+		if m == nil {
+			m = map[cluster.ResourceID]cluster.Versioned[cluster.Action]{}
+			b.byPool[v.Pool] = m
+		}
+		// Of two for one resource the unfinished one counts.
+		if have, dup := m[v.Resource]; !dup || have.Value.State == cluster.ActionDone {
+			m[v.Resource] = a
+		}
+		if v.State != cluster.ActionDone && v.Start {
+			u := b.pending[v.Node]
+			if u.Running == nil {
+				u.Running = map[cluster.Kind]int{}
+			}
+			u.Memory += v.Memory
+			u.Running[v.Resource.Kind()]++
+			b.pending[v.Node] = u
+		}
+	case cluster.VerbGiveBack:
+		if v.State == cluster.ActionDone && v.Outcome == cluster.OutcomeOK {
+			name := v.Resource
+			if v.NewName != "" {
+				name = v.NewName
+			}
+			b.given[cluster.PoolID{Node: v.Node}.String()+"/"+string(name)] = a
+		}
+	default:
+	}
+}
+
+// alive tells whether an action's node is still in the admission that it names.
+func (b *actionBoard) alive(a cluster.Action) bool {
+	e, ok := b.o.Alive[a.Node]
+	return ok && e.Value.Incarnation == a.Inc
+}
+
+func (b *actionBoard) swap(old *cluster.Versioned[cluster.Action], next *cluster.Action) {
+	b.swaps = append(b.swaps, cluster.Swap{Old: old, New: next})
+}
+
+// followUp decides about one action by itself; those for resources that lie in
+// the pool are decided there.
+func (b *actionBoard) followUp(a cluster.Versioned[cluster.Action]) {
+	v := a.Value
+	taken := b.o.sealed(v.Node, v.Inc)
+	switch {
+	case v.State != cluster.ActionDone:
+		// A claimed one stays until its outcome, or until its node's incarnation is
+		// sealed: the resource is then in that pool directory, or still in this one.
+		if taken && !b.inPool(v) {
+			b.swap(&a, nil)
+		}
+	case v.Outcome == cluster.OutcomeFailed && (v.Verb == cluster.VerbTake || v.Verb == cluster.VerbGiveBack && v.Failover != ""):
+		b.afterFailure(a)
+	case v.Verb == cluster.VerbGiveBack && v.Outcome == cluster.OutcomeOK:
+		if !b.inGiven(v) && b.poolRead(cluster.PoolID{Node: v.Node}) {
+			b.swap(&a, nil) // somebody has it by now
+		}
+	case b.loose(v) && !b.inPool(v):
+		b.swap(&a, nil)
+	}
+}
+
+// loose tells whether nobody waits for a finished action any more.
+func (b *actionBoard) loose(v cluster.Action) bool {
+	if v.Failover != "" {
+		id, err := cluster.ParsePoolID(v.Failover)
+		f, open := b.o.Failovers[id]
+		return err != nil || !open || f.Value.Phase == cluster.PhaseDone
+	}
+	if v.Verb == cluster.VerbTake {
+		return true
+	}
+	done, err := time.Parse(time.RFC3339Nano, v.DoneAt)
+	return err != nil || b.o.Clock.Sub(done) > answerKept
+}
+
+func (b *actionBoard) poolRead(p cluster.PoolID) bool {
+	_, ok := b.o.Pools[p]
+	return ok
+}
+
+// inPool tells whether the resource of a take still lies where it is to be
+// claimed from, or that is not known.
+func (b *actionBoard) inPool(v cluster.Action) bool {
+	if v.Verb != cluster.VerbTake {
+		return false
+	}
+	p, err := cluster.ParsePoolID(v.Pool)
+	if err != nil {
+		return false
+	}
+	l, read := b.o.Pools[p]
+	return !read || holds(l, v.Resource)
+}
+
+func (b *actionBoard) inGiven(v cluster.Action) bool {
+	name := v.Resource
+	if v.NewName != "" {
+		name = v.NewName
+	}
+	l, read := b.o.Pools[cluster.PoolID{Node: v.Node}]
+	return read && holds(l, name)
+}
+
+func holds(l cluster.Listing, id cluster.ResourceID) bool {
+	for _, r := range l.Resources {
+		if r.ID == id {
+			return true
+		}
+	}
+	return false
+}
+
+// afterFailure sends a resource that could not be brought up, and is proven
+// stopped, to another node, or into quarantine after enough nodes.
+func (b *actionBoard) afterFailure(a cluster.Versioned[cluster.Action]) {
+	v := a.Value
+	if !b.alive(v) {
+		if b.o.sealed(v.Node, v.Inc) {
+			b.swap(&a, nil) // the resource is in that node's pool directory
+		}
+		return
+	}
+	next := cluster.Action{
+		Node: v.Node, Inc: v.Inc, Resource: v.Resource, Failover: v.Failover, Path: v.Path, Priority: v.Priority, Memory: v.Memory,
+		Attempts: v.Attempts + 1, Tried: append(slices.Clone(v.Tried), v.Node), Reason: v.Error, Start: v.Start, To: "",
+	}
+	if v.NewName != "" {
+		next.Resource = v.NewName
+	}
+	if v.Verb == cluster.VerbTake && len(next.Tried) <= b.o.RelocateTries && len(b.o.Alive) > len(next.Tried) {
+		next.Verb = cluster.VerbGiveBack
+	} else {
+		next.Verb, next.Operation = cluster.VerbBreak, "start"
+		if !v.Start {
+			next.Operation = "register"
+		}
+	}
+	b.swap(&a, &next)
+}
+
+// pool decides about one sealed directory.
+func (b *actionBoard) pool(p cluster.PoolID, l cluster.Listing) {
+	if !l.HasInc || l.Inc != p.Incarnation {
+		return // no failover; nobody claims from it
+	}
+	f, known := b.o.Failovers[p]
+	if known && !f.Value.Phase.Sealed() {
+		return // sealed, but not recorded yet
+	}
+	for _, u := range l.Unparseable {
+		b.steps = append(b.steps, Step{Do: ActQuarantine, Failover: p, Unparseable: u, Reason: u.Err.Error()})
+	}
+	if len(l.Resources) == 0 || b.o.Paths == nil || !b.answered(p, f) {
+		return
+	}
+	elsewhere := b.elsewhere()
+	for _, r := range l.Resources {
+		b.pooled(p, known, r, elsewhere)
+	}
+}
+
+// answered tells whether every living node has said what runs on it since the
+// failover opened, or has had its time.
+func (b *actionBoard) answered(p cluster.PoolID, f cluster.Versioned[cluster.Failover]) bool {
+	since, seen := b.o.OpenSince[p]
+	if p.Incarnation == 0 || f.Create == 0 || after(b.o.Now, since, seen, answersWait) {
+		return true
+	}
+	for id := range b.o.Alive {
+		if b.o.Nodes[id].Value.Elsewhere.Asked < f.Create {
+			return false
+		}
+	}
+	return true
+}
+
+// elsewhere maps the paths of VEs that nodes say they run without owning them.
+// A node that was proven harmless since runs nothing.
+func (b *actionBoard) elsewhere() map[string]cluster.NodeID {
+	out := map[string]cluster.NodeID{}
+	for id, e := range b.o.Nodes {
+		if _, alive := b.o.Alive[id]; !alive && b.o.sealed(id, e.Value.Incarnation) {
+			continue
+		}
+		for _, v := range e.Value.Elsewhere.VEs {
+			out[v.Path] = id
+		}
+	}
+	return out
+}
+
+func (b *actionBoard) pooled(p cluster.PoolID, known bool, r cluster.Resource, elsewhere map[string]cluster.NodeID) {
+	pl := placing{res: r, pool: p, reason: "its node " + b.o.name(p.Node) + " failed"}
+	if known {
+		pl.failover = p.String()
+	}
+	if p.Incarnation == 0 {
+		pl.reason = "given back by " + b.o.name(p.Node)
+	}
+	if g, ok := b.given[p.String()+"/"+string(r.ID)]; ok {
+		pl.old, pl.failover, pl.tried, pl.attempts, pl.want = &g, g.Value.Failover, g.Value.Tried, g.Value.Attempts, g.Value.To
+		pl.reason = g.Value.Reason
+	}
+	if a, ok := b.byPool[p.String()][r.ID]; ok {
+		if !b.replaceable(a) {
+			return
+		}
+		if pl.old != nil {
+			b.swap(pl.old, nil)
+		}
+		pl.old, pl.tried, pl.attempts = &a, a.Value.Tried, a.Value.Attempts
+		if a.Value.Failover != "" {
+			pl.failover = a.Value.Failover
+		}
+	}
+	if at := b.o.Paths[r.Path]; len(at) > 0 {
+		return // two resources of one VE: held, shown as duplicate, never started twice
+	}
+	if on, runs := elsewhere[r.Path]; runs {
+		b.take(pl, on, false, "", "", "it runs there already")
+		return
+	}
+	if r.Migrating != "" && !b.o.sealed(r.Migrating, b.o.Nodes[r.Migrating].Value.Incarnation) {
+		if _, alive := b.o.Alive[r.Migrating]; !alive {
+			return // the other end of its migration may run it
+		}
+	}
+	b.toPlace = append(b.toPlace, pl)
+}
+
+// replaceable tells whether an action for a resource that still lies in the
+// pool can give way to another: it was answered without a claim, its node
+// cannot claim any more, or it was not even marked for too long.
+func (b *actionBoard) replaceable(a cluster.Versioned[cluster.Action]) bool {
+	v := a.Value
+	switch v.State {
+	case cluster.ActionDone:
+		return v.Outcome == cluster.OutcomeSuperseded || v.Outcome == cluster.OutcomeGone || v.Outcome == cluster.OutcomeRefused
+	case cluster.ActionClaimed:
+		return b.o.sealed(v.Node, v.Inc)
+	case cluster.ActionNew:
+	}
+	if !b.alive(v) {
+		_, failing := b.o.Failovers[cluster.FailoverID{Node: v.Node, Incarnation: v.Inc}]
+		return failing || b.o.Alive[v.Node].Value.Incarnation > v.Inc
+	}
+	created, err := time.Parse(time.RFC3339Nano, v.CreatedAt)
+	return err != nil || b.o.Clock.Sub(created) > b.o.ActionTimeout
+}
+
+// take asks a node to claim a resource.
+func (b *actionBoard) take(pl placing, on cluster.NodeID, start bool, policy, waiting, why string) {
+	e, ok := b.o.Alive[on]
+	if !ok {
+		return
+	}
+	prio := pl.res.Priority
+	key := string(on) + "/" + string(pl.res.ID)
+	if b.keys[key] && (pl.old == nil || string(pl.old.Value.Node)+"/"+pl.old.Value.Name() != key) {
+		return // another action for a resource of this name is under way there
+	}
+	b.keys[key] = true
+	b.swap(pl.old, &cluster.Action{
+		Verb: cluster.VerbTake, Node: on, Inc: e.Value.Incarnation, Resource: pl.res.ID, Pool: pl.pool.String(),
+		Failover: pl.failover, Start: start, Path: pl.res.Path, Priority: &prio, Memory: pl.res.Memory,
+		Waiting: waiting, Policy: policy, Reason: why, Tried: pl.tried, Attempts: pl.attempts,
+	})
+}
+
+// place finds nodes for all that should run, and sends the rest to the master's node.
+func (b *actionBoard) place(place Place) {
+	if len(b.toPlace) == 0 {
+		return
+	}
+	req := b.request()
+	byID := map[cluster.ResourceID]placing{}
+	for _, pl := range b.toPlace {
+		switch {
+		case !pl.res.ShouldRun():
+			b.keep(pl, "", "it should not run; registered and left stopped")
+		case pl.want != "" && b.fits(place, pl):
+			b.take(pl, pl.want, true, "operator", "", "asked for by an operator")
+		default:
+			// Two resources of one name from different pools: the second one waits a round.
+			if _, dup := byID[pl.res.ID]; dup {
+				continue
+			}
+			byID[pl.res.ID] = pl
+			r := pl.res
+			r.Owner = pl.pool.Node
+			req.Resources = append(req.Resources, r)
+			req.Avoid[r.ID] = pl.tried
+		}
+	}
+	placed := place(req)
+	slices.SortStableFunc(placed, func(x, y cluster.Placement) int {
+		return int(int64(byID[y.Resource].res.Priority) - int64(byID[x.Resource].res.Priority))
+	})
+	for _, p := range placed {
+		pl := byID[p.Resource]
+		if p.To == "" {
+			b.keep(pl, p.Reason, "no node can run it now: "+p.Reason)
+			continue
+		}
+		b.take(pl, p.To, true, p.Policy, "", p.Reason)
+	}
+}
+
+func (b *actionBoard) request() PlaceRequest {
+	req := PlaceRequest{
+		View: b.o.view(), Avoid: map[cluster.ResourceID][]cluster.NodeID{}, Pending: b.pending,
+		CPUPools: map[cluster.NodeID]string{}, Reserve: b.o.Reserve, Turn: int(b.o.Epoch),
+	}
+	for id, e := range b.o.Nodes {
+		if a, ok := b.o.Alive[id]; ok {
+			req.CPUPools[id] = a.Value.Capacity.CPUPool
+		} else if e.Value.CPUPool != "" {
+			req.CPUPools[id] = e.Value.CPUPool
+		}
+	}
+	return req
+}
+
+// fits asks the policy about one node only: an operator's choice passes the same filters.
+func (b *actionBoard) fits(place Place, pl placing) bool {
+	req := b.request()
+	nodes := req.View.Nodes[:0:0]
+	for _, n := range req.View.Nodes {
+		if n.ID == pl.want {
+			nodes = append(nodes, n)
+		}
+	}
+	req.View.Nodes = nodes
+	r := pl.res
+	if r.Owner = pl.pool.Node; r.Owner == pl.want {
+		r.Owner = ""
+	}
+	req.Resources = []cluster.Resource{r}
+	got := place(req)
+	return len(got) == 1 && got[0].To == pl.want
+}
+
+// keep registers a resource, stopped, on the master's node, or where that
+// cannot be on the first node that can hold its type.
+func (b *actionBoard) keep(pl placing, waiting, why string) {
+	holds := func(n cluster.Node) bool {
+		return n.Liveness == cluster.Active && len(n.Flags) == 0 && n.Mount == cluster.MountOK && slices.Contains(n.Kinds, pl.res.Kind) && !slices.Contains(pl.tried, n.ID)
+	}
+	var first cluster.NodeID
+	for _, n := range b.o.view().Nodes {
+		if !holds(n) {
+			continue
+		}
+		if n.ID == b.o.Self {
+			first = n.ID
+			break
+		}
+		if first == "" {
+			first = n.ID
+		}
+	}
+	if first == "" {
+		return // it stays in the pool, where the next round finds it
+	}
+	b.take(pl, first, false, "", waiting, why)
+}
+
+// waiting gives resources that found no room another chance.
+func (b *actionBoard) waiting(place Place) {
+	var rs []cluster.Resource
+	for _, r := range b.o.Waiting {
+		if _, alive := b.o.Alive[r.Owner]; alive && r.ShouldRun() && !b.keys[string(r.Owner)+"/"+string(r.ID)] && !b.o.sealed(r.Owner, b.o.Alive[r.Owner].Value.Incarnation) {
+			rs = append(rs, r)
+		}
+	}
+	if len(rs) == 0 {
+		return
+	}
+	req := b.request()
+	owners := map[cluster.ResourceID]cluster.Resource{}
+	for _, r := range rs {
+		if _, dup := owners[r.ID]; dup {
+			continue // of two with one name the second one waits a round
+		}
+		owners[r.ID] = r
+		r.Owner = "" // where it waits is as good as any other node
+		req.Resources = append(req.Resources, r)
+	}
+	for _, p := range place(req) {
+		r := owners[p.Resource]
+		if p.To == "" {
+			continue
+		}
+		prio := r.Priority
+		a := cluster.Action{Node: r.Owner, Inc: b.o.Alive[r.Owner].Value.Incarnation, Resource: r.ID, Path: r.Path, Priority: &prio, Memory: r.Memory, Policy: p.Policy}
+		if p.To == r.Owner {
+			a.Verb, a.Start, a.Reason = cluster.VerbStart, true, "there is room now: "+p.Reason
+		} else {
+			a.Verb, a.To, a.Reason = cluster.VerbGiveBack, p.To, "there is room on "+b.o.name(p.To)+" now: "+p.Reason
+		}
+		b.keys[string(r.Owner)+"/"+string(r.ID)] = true
+		b.swap(nil, &a)
+	}
+}
+
+// countEvery bounds how often progress is written into a failover's record.
+const countEvery = 500 * time.Millisecond
+
+// decideFinish counts what a sealed failover has come to, and ends it when its
+// directory is empty and all outcomes are in.
+func decideFinish(o *Observation, f cluster.Versioned[cluster.Failover]) []Step {
+	id := f.Value.ID()
+	next := f.Value
+	next.Started, next.Stopped, next.Broken, next.Waiting = 0, 0, 0, 0
+	open := 0
+	var swaps []cluster.Swap
+	for _, a := range o.Actions {
+		if a.Err != nil || a.Value.Failover != id.String() {
+			continue
+		}
+		switch v := a.Value; {
+		case v.State != cluster.ActionDone || v.Outcome == cluster.OutcomeFailed && v.Verb != cluster.VerbBreak, v.Verb == cluster.VerbGiveBack:
+			open++
+		case v.Outcome == cluster.OutcomeStarted:
+			next.Started++
+		case v.Outcome == cluster.OutcomeRegistered && v.Waiting != "":
+			next.Waiting++
+		case v.Outcome == cluster.OutcomeRegistered:
+			next.Stopped++
+		case v.Outcome == cluster.OutcomeBroken:
+			next.Broken++
+		}
+		swaps = append(swaps, cluster.Swap{Old: &a})
+	}
+	next.Broken += next.Unreadable
+	if len(swaps) > 0 && next.DispatchAt == "" {
+		next.DispatchAt = o.Clock.UTC().Format(time.RFC3339Nano)
+	}
+	l, read := o.Pools[id]
+	if read && len(l.Resources) == 0 && len(l.Unparseable) == 0 && open == 0 {
+		next.Phase, next.Reason = cluster.PhaseDone, "every resource has its outcome"
+		next.DoneAt = o.Clock.UTC().Format(time.RFC3339Nano)
+		return []Step{{Do: ActFinish, Failover: id, Was: f, Now: next, Swaps: swaps, Reason: next.Reason}}
+	}
+	at, counted := o.CountedAt[id]
+	if next != f.Value && (!counted || after(o.Now, at, true, countEvery)) {
+		return []Step{{Do: ActUpdate, Failover: id, Was: f, Now: next, Reason: "progress"}}
+	}
+	return nil
+}

@@ -1,0 +1,131 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/shaman-ha/shaman/internal/boottime"
+	"github.com/shaman-ha/shaman/internal/cluster"
+	"go.uber.org/zap"
+)
+
+// Prober proves contact with the mount once: my heartbeat written durably, my
+// order slot read fresh, on the file system of my cluster. former is the nonce
+// of an earlier process that may still stand in the slot.
+type Prober func(ctx context.Context, hb cluster.Heartbeat, former string, deadline time.Duration) error
+
+// Heart beats on the mount. All methods but Run may be called concurrently.
+type Heart struct {
+	Probe  Prober
+	Timing func() cluster.Timing
+	Log    *zap.Logger
+
+	mu      sync.Mutex
+	beat    cluster.Heartbeat
+	former  string
+	last    boottime.Time // moment of issue of the last contact
+	took    time.Duration
+	err     error
+	foreign error
+	since   boottime.Time // when trouble began; 0 = none
+}
+
+// NewHeart returns a heart that has not beaten.
+func NewHeart(probe Prober, timing func() cluster.Timing, beat cluster.Heartbeat, former string, log *zap.Logger) *Heart {
+	return &Heart{Probe: probe, Timing: timing, Log: log, beat: beat, former: former, err: errors.New("the mount was not reached yet")}
+}
+
+// Run beats until the context ends.
+func (h *Heart) Run(ctx context.Context) error {
+	for {
+		t := h.Timing()
+		issued := boottime.Now()
+		h.once(ctx, t.Probe)
+		if err := boottime.WaitUntil(ctx, issued.Add(t.Heartbeat)); err != nil {
+			return err
+		}
+	}
+}
+
+func (h *Heart) once(ctx context.Context, deadline time.Duration) {
+	h.mu.Lock()
+	h.beat.Seq++
+	beat, former := h.beat, h.former
+	h.mu.Unlock()
+	issued := boottime.Now()
+	err := h.Probe(ctx, beat, former, deadline)
+	if ctx.Err() != nil {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	was := h.err
+	h.took = boottime.Since(issued)
+	h.err = err
+	switch {
+	case err == nil:
+		h.last, h.former, h.since = issued, "", 0
+		if was != nil {
+			h.Log.Info("the mount is in contact")
+		}
+	case errors.Is(err, cluster.ErrForeignNonce):
+		h.foreign = err
+		fallthrough
+	default:
+		if h.since == 0 {
+			h.since = issued
+		}
+		if was == nil || errors.Is(err, cluster.ErrForeignNonce) {
+			h.Log.Error("lost contact with the mount; VEs run on, nothing is started or moved", zap.Error(err))
+		}
+	}
+}
+
+// Contact returns the moment of the last contact, and what is wrong since then.
+func (h *Heart) Contact() (boottime.Time, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.last, h.err
+}
+
+// Foreign returns an error once another process was seen to write this node's
+// heartbeat.
+func (h *Heart) Foreign() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.foreign
+}
+
+// Mount is how the contact is now: lost after two probes in a row that failed,
+// slow while they take more than half of their deadline.
+func (h *Heart) Mount() cluster.Mount {
+	t := h.Timing()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case h.last == 0, h.err != nil && boottime.Since(h.last) > t.Heartbeat+t.Probe:
+		return cluster.MountLost
+	case h.err != nil, h.took > t.Probe/2:
+		return cluster.MountSlow
+	}
+	return cluster.MountOK
+}
+
+// InContact returns why a node that must have the mount has not, or nil: the
+// last contact is at most SELF_FENCE_TIMEOUT old.
+func (h *Heart) InContact() error {
+	last, err := h.Contact()
+	if last == 0 || boottime.Since(last) > h.Timing().SelfFence {
+		return errors.Join(errors.New("the mount is out of contact"), err)
+	}
+	return nil
+}
+
+// Tell sets what the next beats say.
+func (h *Heart) Tell(inc cluster.Incarnation, clean bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.beat.Inc, h.beat.Clean = inc, clean
+}

@@ -1,0 +1,320 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/shaman-ha/shaman/internal/boottime"
+	"github.com/shaman-ha/shaman/internal/cluster"
+	"go.uber.org/zap"
+)
+
+// errWait is why admission cannot go on yet.
+type errWait struct{ why string }
+
+func (e errWait) Error() string { return e.why }
+
+// recover brings this node in: it is Recovering until the admission
+// transaction succeeds.
+func (n *Node) recover(ctx context.Context, l Lease) (Admitted, error) {
+	var said cluster.RecoveringRecord
+	for {
+		rec, a, err := n.step(ctx, l)
+		if err == nil {
+			return a, nil
+		}
+		if ctx.Err() != nil {
+			return Admitted{}, context.Cause(ctx)
+		}
+		rec.Waiting = err.Error()
+		n.Status("Recovering: " + rec.Waiting)
+		if rec != said {
+			if rec.Waiting != said.Waiting {
+				n.Log.Info("recovering", zap.String("reason", rec.Waiting), zap.Int64("incarnation", int64(rec.Incarnation)))
+			}
+			if perr := n.Members.PutRecovering(ctx, n.Self, l.ID(), rec); perr == nil {
+				said = rec
+			} else if errors.Is(perr, cluster.ErrNotJoined) {
+				return Admitted{}, perr
+			}
+		}
+		if err := sleep(ctx, min(retryPause, n.Settings().Timing.Heartbeat)); err != nil {
+			return Admitted{}, err
+		}
+	}
+}
+
+// step tries once. With an error it returns what to tell the others meanwhile.
+func (n *Node) step(ctx context.Context, l Lease) (rec cluster.RecoveringRecord, a Admitted, err error) {
+	mem := n.State.get()
+	rec = cluster.RecoveringRecord{BootID: n.BootID, HardwareID: n.HardwareID, Nonce: n.Nonce}
+	known, _, err := n.Members.Get(ctx, n.Self)
+	if err != nil {
+		return rec, a, err
+	}
+	rec.Incarnation = known.Incarnation
+	rec.Quiesced = mem.Closed >= known.Incarnation
+	if err := n.Heart.Foreign(); err != nil {
+		return rec, a, fmt.Errorf("duplicate-host-id: %w", err)
+	}
+	if last, err := n.Heart.Contact(); last == 0 || err != nil {
+		return rec, a, errWait{"waiting for the mount: " + fmt.Sprint(err)}
+	}
+	newBoot := known.BootID != n.BootID
+	rec.Clean, err = n.prepare(ctx, newBoot)
+	if err != nil {
+		return rec, a, err
+	}
+	n.Heart.Tell(known.Incarnation, rec.Clean)
+	own, err := n.Members.OwnFailovers(ctx, n.Self)
+	if err != nil {
+		return rec, a, err
+	}
+	for _, f := range own {
+		if f.Value.Phase.Sealed() || f.Value.Phase == cluster.PhaseWithdrawn {
+			continue
+		}
+		// All else is done: say so, unless it is too late to turn back.
+		rec.NotQuiesced = !rec.Quiesced && f.Value.Proof == ""
+		why := "the master to withdraw it"
+		if !rec.NotQuiesced {
+			why = "the master to take the repository over"
+		}
+		return rec, a, errWait{fmt.Sprintf("failover %s of this node is in phase %s; waiting for %s", f.Value.ID(), f.Value.Phase, why)}
+	}
+	inc, fresh, err := n.incarnation(ctx, known, mem)
+	if err != nil {
+		return rec, a, err
+	}
+	if fresh {
+		if err := n.Mount.CreateRepository(ctx, n.Self, inc); err != nil {
+			return rec, a, err
+		}
+	}
+	a, err = n.admit(ctx, l, known, inc, newBoot)
+	return rec, a, err
+}
+
+// incarnation returns the one to come in with; fresh: its repository has to be made.
+func (n *Node) incarnation(ctx context.Context, known cluster.NodeRecord, mem memory) (inc cluster.Incarnation, fresh bool, err error) {
+	have, present, err := n.Mount.Incarnation(ctx, n.Self)
+	if err != nil {
+		return 0, false, err
+	}
+	sealed, err := n.Mount.HighestPool(ctx, n.Self)
+	if err != nil {
+		return 0, false, err
+	}
+	switch {
+	case present && have <= mem.Closed:
+		return 0, false, errWait{"this node stopped all its VEs as incarnation " + fmt.Sprint(have) + " and comes back with a newer one only; waiting for the master to take its repository over"}
+	case present && have == known.Incarnation, present && have > known.Incarnation && sealed == have-1:
+		return have, false, nil
+	case present:
+		return 0, false, errWait{fmt.Sprintf("the repository on the mount is of incarnation %d, etcd knows %d; if etcd was rebuilt or restored, run 'shaman join --recover'", have, known.Incarnation)}
+	case sealed < known.Incarnation:
+		return 0, false, errWait{"the repository " + string(n.Self) + " is missing on the mount and was not taken over; is the right file system mounted?"}
+	}
+	return 1 + max(known.Incarnation, sealed, mem.Closed), true, nil
+}
+
+// prepare does all else that admission needs: the hypervisor answers, VEs that
+// moved away are stopped and forgotten here, and autostart is off for what is
+// ours. clean tells that nothing of the own repository runs, and no job is queued.
+func (n *Node) prepare(ctx context.Context, newBoot bool) (clean bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, n.Settings().ActionTimeout)
+	defer cancel()
+	if newBoot {
+		if err := n.IgnoreNow(ctx); err != nil {
+			return false, err
+		}
+	}
+	if err := n.Hypervisor.Barrier(ctx); err != nil {
+		return false, fmt.Errorf("waiting for the hypervisor: %w", err)
+	}
+	ves, err := n.Hypervisor.List(ctx)
+	if err != nil {
+		return false, fmt.Errorf("waiting for the hypervisor: %w", err)
+	}
+	all, err := n.Mount.Census(ctx)
+	if err != nil {
+		return false, err
+	}
+	mine, others := map[string]bool{}, map[string]string{}
+	for owner, l := range all.Repositories {
+		for _, r := range l.Resources {
+			if owner == n.Self {
+				mine[r.Path] = true
+			} else {
+				others[r.Path] = "the repository of node " + string(owner)
+			}
+		}
+	}
+	for p, l := range all.Pools {
+		for _, r := range l.Resources {
+			others[r.Path] = "pool directory " + p.String()
+		}
+	}
+	for _, b := range all.Broken {
+		others[b.Resource.Path] = "broken"
+	}
+	clean = true
+	for _, v := range ves {
+		where, away := others[v.Path]
+		switch {
+		case mine[v.Path]:
+			if v.Autostart {
+				if err := n.Hypervisor.Register(ctx, v.Kind, v.Path); err != nil {
+					return false, fmt.Errorf("switch autostart off for %s: %w", v.Path, err)
+				}
+			}
+			clean = clean && v.State == cluster.VEStopped
+		case away:
+			if err := n.dropMoved(ctx, v, where); err != nil {
+				return false, err
+			}
+		}
+	}
+	return clean, nil
+}
+
+// dropMoved stops and forgets a VE that belongs elsewhere by now.
+func (n *Node) dropMoved(ctx context.Context, v cluster.VE, where string) error {
+	if v.State != cluster.VEStopped {
+		n.Log.Warn("stopping a VE that was taken over while this node was away", zap.String("ve", v.Path), zap.String("from", where))
+		if err := n.Hypervisor.Stop(ctx, v.Kind, v.Path, true); err != nil && !errors.Is(err, cluster.ErrNoVE) {
+			return fmt.Errorf("stop %s, whose resource lies in %s: %w", v.Path, where, err)
+		}
+	}
+	if err := n.Hypervisor.Unregister(ctx, v.Kind, v.Path); err != nil && !errors.Is(err, cluster.ErrNoVE) {
+		return fmt.Errorf("unregister %s, whose resource lies in %s: %w", v.Path, where, err)
+	}
+	n.Event(cluster.Event{Kind: "moved-away", Message: fmt.Sprintf("%s was unregistered here: its resource lies in %s", v.Path, where)})
+	return nil
+}
+
+// admit keeps what the new incarnation needs, then asks etcd.
+func (n *Node) admit(ctx context.Context, l Lease, known cluster.NodeRecord, inc cluster.Incarnation, newBoot bool) (Admitted, error) {
+	if err := n.listStarts(ctx, inc, known, newBoot); err != nil {
+		return Admitted{}, err
+	}
+	a := Admitted{Incarnation: inc, Lease: l}
+	former := n.State.get().Lease
+	serial, err := n.Members.Admit(ctx, cluster.Admission{
+		Node: n.Self, Incarnation: inc, Lease: l.ID(), Former: former,
+		Alive: n.aliveRecord(a), BootID: n.BootID, HardwareID: n.HardwareID, Name: n.Name, Address: n.Address,
+	})
+	switch {
+	case errors.Is(err, cluster.ErrOtherHolder):
+		return Admitted{}, errWait{"waiting for the end of the lease of the daemon before the reboot"}
+	case errors.Is(err, cluster.ErrConflict):
+		return Admitted{}, errWait{"something changed during admission; tried again"}
+	case err != nil:
+		return Admitted{}, err
+	}
+	if err := n.State.update(func(m *memory) {
+		m.Lease, m.Nonce, m.Incarnation, m.Serial = l.ID(), n.Nonce, inc, serial
+	}); err != nil {
+		return Admitted{}, err
+	}
+	n.Log.Info("admitted", zap.Int64("incarnation", int64(inc)))
+	n.Event(cluster.Event{Kind: "admitted", Subject: n.Self, Message: fmt.Sprintf("admitted with incarnation %d", inc)})
+	return a, nil
+}
+
+// listStarts writes down, before the first admission after a boot, what ran
+// here before it: the second of the two reasons to start a VE.
+func (n *Node) listStarts(ctx context.Context, inc cluster.Incarnation, known cluster.NodeRecord, newBoot bool) error {
+	if !newBoot || n.State.get().Listed {
+		return nil
+	}
+	all, err := n.Mount.Census(ctx)
+	if err != nil {
+		return err
+	}
+	elsewhere := map[string]bool{}
+	for owner, l := range all.Repositories {
+		for _, r := range l.Resources {
+			elsewhere[r.Path] = elsewhere[r.Path] || owner != n.Self
+		}
+	}
+	var starts []cluster.ResourceID
+	if inc == known.Incarnation { // else the repository was taken over and is empty
+		for _, r := range all.Repositories[n.Self].Resources {
+			if r.ShouldRun() && r.Waiting == "" && r.Migrating == "" && !elsewhere[r.Path] {
+				starts = append(starts, r.ID)
+			}
+		}
+	}
+	return n.State.update(func(m *memory) { m.Starts, m.Listed = starts, true })
+}
+
+// quiesce makes this node harmless: it closes the gate and waits for its
+// holders, then stops all HA VEs by force, waits until the hypervisor has no
+// job of ours queued, and flushes the mount. Then the lease is given up, so
+// that a failover can open. It ends with errQuiesced, or says what failed.
+func (n *Node) quiesce(ctx context.Context, inc cluster.Incarnation, l Lease, reason error) error {
+	if err := n.State.update(func(m *memory) { m.Closed = max(m.Closed, inc) }); err != nil {
+		n.Log.Error("cannot keep the gate closed across a restart", zap.Error(err))
+	}
+	budget := n.Settings().StopBudget
+	qctx, cancel := context.WithTimeout(ctx, budget)
+	defer cancel()
+	begin := boottime.Now()
+	err := n.Gate.Close(qctx)
+	if err == nil {
+		err = n.stopAll(qctx)
+	}
+	if err == nil {
+		err = n.Mount.Sync(qctx)
+	}
+	n.Event(cluster.Event{Kind: "quiesced", Subject: n.Self, Message: fmt.Sprintf("stopped everything: %v; %v", reason, err)})
+	if err != nil {
+		n.Log.Error("could not stop everything in time", zap.Duration("elapsed", boottime.Since(begin)), zap.Error(err))
+	} else {
+		n.Log.Warn("stopped everything", zap.Duration("elapsed", boottime.Since(begin)), zap.NamedError("reason", reason))
+	}
+	rctx, rcancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer rcancel()
+	return errors.Join(errQuiesced, reason, err, l.Revoke(rctx))
+}
+
+func (n *Node) stopAll(ctx context.Context) error {
+	ves, err := n.Hypervisor.List(ctx)
+	if err != nil {
+		return err
+	}
+	done := make(chan error, len(ves))
+	waiting := 0
+	for _, v := range ves {
+		if !v.HA || n.Ignored(v.Path) {
+			continue
+		}
+		waiting++
+		go func() { done <- n.Hypervisor.Stop(ctx, v.Kind, v.Path, true) }()
+	}
+	var errs []error
+	for range waiting {
+		if err := <-done; err != nil && !errors.Is(err, cluster.ErrNoVE) {
+			errs = append(errs, err)
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("stop all VEs: %w", err)
+	}
+	if err := n.Hypervisor.Barrier(ctx); err != nil {
+		return err
+	}
+	ves, err = n.Hypervisor.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, v := range ves {
+		if v.HA && !n.Ignored(v.Path) && v.State != cluster.VEStopped {
+			return fmt.Errorf("%s runs again after everything was stopped", v.Path)
+		}
+	}
+	return nil
+}
