@@ -1,0 +1,177 @@
+package failover
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/shaman-ha/shaman/internal/boottime"
+	"github.com/shaman-ha/shaman/internal/cluster"
+	"go.uber.org/zap"
+)
+
+// Table is a local copy of keys in etcd, by name; it tells whether it is being kept up.
+type Table[T any] interface {
+	Read(f func(map[string]cluster.Versioned[T])) bool
+}
+
+// Ledger is where failovers and actions are written; every write is guarded by the term.
+type Ledger interface {
+	Open(ctx context.Context, term cluster.Term, o cluster.Opening) error
+	Update(ctx context.Context, term cluster.Term, was cluster.Versioned[cluster.Failover], f cluster.Failover) error
+	Withdraw(ctx context.Context, term cluster.Term, was cluster.Versioned[cluster.Failover], f cluster.Failover, recoveringMod int64) error
+	Apply(ctx context.Context, term cluster.Term, swaps []cluster.Swap) (int, error)
+	PutBrake(ctx context.Context, term cluster.Term, b *cluster.Brake) error
+	Forget(ctx context.Context, term cluster.Term, entries []cluster.Versioned[cluster.Failover]) error
+}
+
+// Mount is the shared file system, as far as a master needs it.
+type Mount interface {
+	RecordEpoch(ctx context.Context, epoch cluster.Epoch) error
+	Seal(ctx context.Context, id cluster.FailoverID) error
+	Pools(ctx context.Context) ([]cluster.PoolID, error)
+	Pool(ctx context.Context, p cluster.PoolID, forced bool) (cluster.Listing, error)
+	Census(ctx context.Context) (cluster.Census, error)
+	MarkBroken(ctx context.Context, from cluster.Place, name string, why cluster.BrokenReason) error
+	MarkDone(ctx context.Context, p cluster.PoolID) error
+}
+
+// Engine runs failovers while this node is master.
+type Engine struct {
+	Self       cluster.NodeID
+	Nodes      Table[cluster.NodeRecord]
+	Alive      Table[cluster.AliveRecord]
+	Recovering Table[cluster.RecoveringRecord]
+	Failovers  Table[cluster.Failover]
+	Actions    Table[cluster.Action]
+	Confirms   Table[cluster.Confirm]
+	Brake      func() *cluster.Brake // as published; must not block
+
+	Ledger     Ledger
+	Mount      Mount
+	Methods    []Method
+	Pulses     *Pulses
+	Settings   func() Settings
+	Place      Place
+	ValidSince func() boottime.Time // the last gap in this daemon's contact with etcd
+	NewID      func() string
+	At         func(label string) // called before and after each step that changes something
+	Event      func(cluster.Event)
+	Log        *zap.Logger
+	Metrics    *Metrics
+
+	hints chan struct{}
+}
+
+// Init makes an engine ready; call it once, before anything else.
+func (e *Engine) Init() {
+	e.hints = make(chan struct{}, 1)
+	if e.At == nil {
+		e.At = func(string) {}
+	}
+}
+
+// Hint says that what is observed may have changed. It does not block.
+func (e *Engine) Hint() {
+	select {
+	case e.hints <- struct{}{}:
+	default:
+	}
+}
+
+const (
+	// roundPause is the least time between two rounds, roundEvery the most.
+	roundPause = 50 * time.Millisecond
+	roundEvery = time.Second
+)
+
+// term is the state of one mastership.
+type term struct {
+	*Engine
+	cluster.Term
+	prover *prover
+
+	lost       map[cluster.NodeID]boottime.Time
+	recovering map[cluster.NodeID]boottime.Time
+	opened     map[cluster.FailoverID]boottime.Time
+	counted    map[cluster.FailoverID]boottime.Time
+	poolsAt    boottime.Time
+	pools      map[cluster.PoolID]bool // with something left to do
+}
+
+// Lead observes, decides and applies until the context ends with the mastership.
+func (e *Engine) Lead(ctx context.Context, t cluster.Term) error {
+	if err := e.Mount.RecordEpoch(ctx, t.Epoch); err != nil {
+		e.Log.Error("this master does nothing", zap.Error(err))
+		e.Event(cluster.Event{Kind: "master-idle", Epoch: t.Epoch, Message: err.Error()})
+		if !errors.Is(err, cluster.ErrHold) {
+			<-ctx.Done() // holding the office keeps another node from doing worse
+		}
+		return err
+	}
+	e.Event(cluster.Event{Kind: "master", Subject: e.Self, Epoch: t.Epoch, Message: "became master"})
+	m := &term{
+		Engine: e, Term: t, lost: map[cluster.NodeID]boottime.Time{}, recovering: map[cluster.NodeID]boottime.Time{},
+		opened: map[cluster.FailoverID]boottime.Time{}, counted: map[cluster.FailoverID]boottime.Time{},
+		pools:  map[cluster.PoolID]bool{},
+		prover: &prover{methods: e.Methods, log: e.Log, metrics: e.Metrics, hint: e.Hint, runs: map[cluster.FailoverID]*proving{}},
+	}
+	defer m.prover.stop()
+	tick := time.NewTicker(roundEvery)
+	defer tick.Stop()
+	for {
+		begin := time.Now()
+		if err := m.round(ctx); err != nil {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			if errors.Is(err, cluster.ErrDeposed) {
+				return err
+			}
+			m.Log.Warn("a round of the engine ended early; the next one looks again", zap.Error(err))
+		}
+		// With many thousands of actions a round takes time: leave as much to others.
+		pause := time.NewTimer(max(roundPause, time.Since(begin)))
+		select {
+		case <-ctx.Done():
+			pause.Stop()
+			return context.Cause(ctx)
+		case <-pause.C:
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-e.hints:
+		case <-tick.C:
+		}
+	}
+}
+
+// round is observe → Decide → apply, once.
+func (m *term) round(ctx context.Context) error {
+	o, ok, err := m.observe(ctx)
+	if err != nil || !ok {
+		return err
+	}
+	var errs []error
+	for _, s := range Decide(o, m.Place) {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		err := m.apply(ctx, o, s)
+		result := "done"
+		if err != nil {
+			result = "failed"
+		}
+		if s.Do != ActFence {
+			m.Metrics.Steps.WithLabelValues(string(s.Do), result).Inc()
+		}
+		if errors.Is(err, cluster.ErrDeposed) {
+			return err
+		}
+		if err != nil && !errors.Is(err, cluster.ErrConflict) {
+			errs = append(errs, err) // one bad resource or node never stops the round for the others
+		}
+	}
+	return errors.Join(errs...)
+}

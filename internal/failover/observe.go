@@ -1,0 +1,201 @@
+package failover
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"time"
+
+	"github.com/shaman-ha/shaman/internal/boottime"
+	"github.com/shaman-ha/shaman/internal/cluster"
+)
+
+// copyTable copies a table, by parsed names.
+func copyTable[K comparable, T any](t Table[T], parse func(string) (K, bool), into map[K]cluster.Versioned[T]) bool {
+	return t.Read(func(entries map[string]cluster.Versioned[T]) {
+		for name, e := range entries {
+			if k, ok := parse(name); ok {
+				into[k] = e
+			}
+		}
+	})
+}
+
+func parseNode(s string) (cluster.NodeID, bool) {
+	id, err := cluster.ParseNodeID(s)
+	return id, err == nil
+}
+
+func parseFailover(s string) (cluster.FailoverID, bool) {
+	id, err := cluster.ParsePoolID(s)
+	return id, err == nil
+}
+
+// observe gathers the facts; ok is false while the copies of etcd are not up to date.
+func (m *term) observe(ctx context.Context) (o Observation, ok bool, err error) {
+	now := boottime.Now()
+	o = Observation{
+		Now: now, Clock: time.Now(), Self: m.Self, Epoch: m.Epoch, Settings: m.Settings(),
+		Nodes: map[cluster.NodeID]cluster.Versioned[cluster.NodeRecord]{}, Alive: map[cluster.NodeID]cluster.Versioned[cluster.AliveRecord]{},
+		Recovering: map[cluster.NodeID]cluster.Versioned[cluster.RecoveringRecord]{}, Failovers: map[cluster.FailoverID]cluster.Versioned[cluster.Failover]{},
+		Confirms: map[cluster.FailoverID]cluster.Versioned[cluster.Confirm]{}, Pulses: map[cluster.NodeID]Pulse{},
+	}
+	ok = copyTable(m.Nodes, parseNode, o.Nodes)
+	ok = copyTable(m.Alive, parseNode, o.Alive) && ok
+	ok = copyTable(m.Recovering, parseNode, o.Recovering) && ok
+	ok = copyTable(m.Failovers, parseFailover, o.Failovers) && ok
+	ok = copyTable(m.Confirms, parseFailover, o.Confirms) && ok
+	ok = m.Actions.Read(func(entries map[string]cluster.Versioned[cluster.Action]) {
+		o.Actions = make([]cluster.Versioned[cluster.Action], 0, len(entries))
+		for _, e := range entries {
+			o.Actions = append(o.Actions, e)
+		}
+	}) && ok
+	if !ok {
+		return o, false, nil
+	}
+	m.remember(&o, now)
+	o.Settled = now.Sub(m.ValidSince()) >= o.Timing.Settle()
+	o.Brake = m.Engine.Brake()
+	if err := m.observeMount(ctx, &o); err != nil {
+		return o, false, err
+	}
+	m.measure(&o)
+	return o, true, nil
+}
+
+// remember keeps since when things are as they are, by this machine's clock.
+func (m *term) remember(o *Observation, now boottime.Time) {
+	for id := range o.Nodes {
+		o.Pulses[id] = m.Pulses.Of(id)
+		if _, alive := o.Alive[id]; alive {
+			delete(m.lost, id)
+		} else if _, seen := m.lost[id]; !seen {
+			m.lost[id] = now
+		}
+		if _, back := o.Recovering[id]; !back {
+			delete(m.recovering, id)
+		} else if _, seen := m.recovering[id]; !seen {
+			m.recovering[id] = now
+		}
+	}
+	unsealed := map[cluster.FailoverID]bool{}
+	for id, f := range o.Failovers {
+		if _, seen := m.opened[id]; !seen {
+			m.opened[id] = now
+		}
+		unsealed[id] = !f.Value.Phase.Sealed()
+	}
+	for id := range m.opened {
+		if _, there := o.Failovers[id]; !there && id.Incarnation != 0 {
+			delete(m.opened, id)
+			delete(m.counted, id)
+		}
+	}
+	o.LostSince, o.RecoveringSince, o.OpenSince, o.CountedAt = m.lost, m.recovering, m.opened, m.counted
+	o.Proofs, o.Stuck = m.prover.state(unsealed)
+}
+
+// observeMount reads the pool: everything at first and once in a while, and
+// whatever a failover or an action points at in every round.
+func (m *term) observeMount(ctx context.Context, o *Observation) error {
+	full := m.poolsAt == 0 || o.Now.Sub(m.poolsAt) >= o.PoolCheck
+	if full {
+		all, err := m.Mount.Pools(ctx)
+		if err != nil {
+			return err
+		}
+		for _, p := range all {
+			m.pools[p] = true
+		}
+		m.poolsAt = o.Now
+	}
+	for id, f := range o.Failovers {
+		if f.Value.Phase == cluster.PhaseRelocating {
+			m.pools[id] = true
+		}
+	}
+	for _, a := range o.Actions {
+		if a.Value.Verb == cluster.VerbGiveBack && a.Value.State == cluster.ActionDone {
+			m.pools[cluster.PoolID{Node: a.Value.Node}] = true
+		}
+		if a.Value.Verb == cluster.VerbTake {
+			if p, err := cluster.ParsePoolID(a.Value.Pool); err == nil {
+				m.pools[p] = true
+			}
+		}
+	}
+	o.Pools = make(map[cluster.PoolID]cluster.Listing, len(m.pools))
+	busy := false
+	for p := range m.pools {
+		l, err := m.Mount.Pool(ctx, p, false)
+		if errors.Is(err, fs.ErrNotExist) {
+			delete(m.pools, p)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		o.Pools[p] = l
+		busy = busy || len(l.Resources) > 0
+		if f, ok := o.Failovers[p]; len(l.Resources)+len(l.Unparseable) == 0 && (!ok || !f.Value.Phase.Open()) {
+			delete(m.pools, p) // nothing left to do; the next full look finds what may turn up
+		}
+	}
+	return m.observeRepositories(ctx, o, full, busy)
+}
+
+// observeRepositories reads who owns what, before anything is dispatched: a
+// path that is in a repository is never dispatched from the pool as well.
+func (m *term) observeRepositories(ctx context.Context, o *Observation, full, busy bool) error {
+	undispatched := false
+	if busy {
+		known := make(map[string]bool, len(o.Actions))
+		for _, a := range o.Actions {
+			if a.Value.Verb == cluster.VerbTake && a.Value.State != cluster.ActionDone {
+				known[a.Value.Pool+"/"+string(a.Value.Resource)] = true
+			}
+		}
+		for p, l := range o.Pools {
+			for _, r := range l.Resources {
+				undispatched = undispatched || !known[p.String()+"/"+string(r.ID)]
+			}
+		}
+	}
+	if !full && !undispatched {
+		return nil // nothing is dispatched, and nothing new is known of what waits
+	}
+	c, err := m.Mount.Census(ctx)
+	if err != nil {
+		return err
+	}
+	o.Paths = map[string][]Located{}
+	for owner, l := range c.Repositories {
+		for _, r := range l.Resources {
+			o.Paths[r.Path] = append(o.Paths[r.Path], Located{Owner: owner, Resource: r.ID})
+			if r.Waiting != "" {
+				o.Waiting = append(o.Waiting, r)
+			}
+		}
+	}
+	return nil
+}
+
+// measure sets the gauges that show the cluster as this master sees it.
+func (m *term) measure(o *Observation) {
+	m.Metrics.Nodes.Reset()
+	for _, n := range o.view().Nodes {
+		m.Metrics.Nodes.WithLabelValues(n.Status()).Inc()
+	}
+	m.Metrics.Open.Reset()
+	for _, f := range o.Failovers {
+		if f.Value.Phase.Open() {
+			m.Metrics.Open.WithLabelValues(string(f.Value.Phase)).Inc()
+		}
+	}
+	brake := 0.0
+	if o.Brake != nil {
+		brake = 1
+	}
+	m.Metrics.Brake.Set(brake)
+}

@@ -1,0 +1,119 @@
+package failover
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/shaman-ha/shaman/internal/boottime"
+	"github.com/shaman-ha/shaman/internal/cluster"
+)
+
+// HeartbeatReader reads a node's heartbeat fresh.
+type HeartbeatReader func(ctx context.Context, n cluster.NodeID, deadline time.Duration) (cluster.Heartbeat, error)
+
+// Pulses watches the heartbeats of other nodes. Every daemon watches the
+// master's, so that the next master knows at once whether it beats; a master
+// watches all.
+type Pulses struct {
+	Read    HeartbeatReader
+	Targets func() []cluster.NodeID // must not block
+	Timing  func() cluster.Timing
+
+	mu   sync.Mutex
+	seen map[cluster.NodeID]*pulse
+}
+
+// pulse is what was read of one node. Silence counts from the end of the read
+// that last saw something new, and every read in between must have succeeded.
+type pulse struct {
+	last    cluster.Heartbeat
+	newAt   boottime.Time // 0: only ever read once
+	since   boottime.Time // of the unbroken row of good reads that show this record
+	reading bool
+}
+
+// Run reads until the context ends.
+func (p *Pulses) Run(ctx context.Context) error {
+	p.mu.Lock()
+	p.seen = map[cluster.NodeID]*pulse{}
+	p.mu.Unlock()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		t := p.Timing()
+		next := boottime.Now().Add(t.Heartbeat)
+		targets := map[cluster.NodeID]bool{}
+		for _, n := range p.Targets() {
+			targets[n] = true
+			if p.begin(n) {
+				wg.Go(func() { p.read(ctx, n, t.Probe) })
+			}
+		}
+		p.mu.Lock()
+		for n := range p.seen {
+			if !targets[n] {
+				delete(p.seen, n)
+			}
+		}
+		p.mu.Unlock()
+		if err := boottime.WaitUntil(ctx, next); err != nil {
+			return err
+		}
+	}
+}
+
+func (p *Pulses) begin(n cluster.NodeID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.seen[n]
+	if s == nil {
+		s = &pulse{}
+		p.seen[n] = s
+	}
+	if s.reading {
+		return false
+	}
+	s.reading = true
+	return true
+}
+
+func (p *Pulses) read(ctx context.Context, n cluster.NodeID, deadline time.Duration) {
+	hb, err := p.Read(ctx, n, deadline)
+	now := boottime.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.seen[n]
+	if s == nil {
+		return
+	}
+	s.reading = false
+	switch {
+	case err != nil:
+		s.since = 0 // unknown, never silent: the wait begins anew
+	case hb.Seq != s.last.Seq || hb.Nonce != s.last.Nonce:
+		if s.last.Nonce != "" {
+			s.newAt = now
+		}
+		s.last, s.since = hb, now
+	case s.since == 0:
+		s.since = now
+	}
+}
+
+// Of tells what is known of a node's heartbeat now.
+func (p *Pulses) Of(n cluster.NodeID) Pulse {
+	t := p.Timing()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.seen[n]
+	switch {
+	case s == nil:
+		return PulseUnknown
+	case s.newAt != 0 && boottime.Since(s.newAt) <= t.Silence():
+		return PulseBeats
+	case s.since != 0 && boottime.Since(s.since) > t.Silence():
+		return PulseSilent
+	}
+	return PulseUnknown
+}

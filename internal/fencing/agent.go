@@ -1,0 +1,171 @@
+package fencing
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/shaman-ha/shaman/internal/cluster"
+)
+
+// Deadline bounds one whole proof: agents do not bound themselves (a dead BMC
+// costs fence_ipmilan 20 s), and power switches take some seconds.
+const Deadline = 40 * time.Second
+
+const (
+	outputMax   = 64 << 10
+	statusPause = 500 * time.Millisecond
+)
+
+// Power is what an agent's status says.
+type Power string
+
+// The answers of a status.
+const (
+	PowerOn      Power = "on"
+	PowerOff     Power = "off"
+	PowerUnknown Power = "unknown"
+)
+
+// Exit codes of "status" by the fence-agents API: 0 on, 2 off, anything else an error.
+const (
+	exitOn  = 0
+	exitOff = 2
+)
+
+// Agent proves nodes harmless by switching them off. It is safe for concurrent use.
+type Agent struct {
+	Dir string // FENCE_DIR
+	// NotApplicable is what Prove wraps for a node without configuration.
+	NotApplicable error
+}
+
+// Name is the word in FENCE_METHODS.
+func (*Agent) Name() string { return "agent" }
+
+// Prove switches the node off and returns once a status says that it is off.
+// check is asked right before each run of the agent.
+func (a *Agent) Prove(ctx context.Context, node cluster.NodeID, name string, check func() error) (string, error) {
+	c, err := Load(a.Dir, node, name)
+	if errors.Is(err, ErrNotConfigured) {
+		return "", fmt.Errorf("%w: %w", a.NotApplicable, err)
+	}
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, Deadline, fmt.Errorf("the agent gave no proof within %s", Deadline))
+	defer cancel()
+	begin := time.Now()
+	if err := check(); err != nil {
+		return "", err
+	}
+	_, offErr := c.run(ctx, "off", name)
+	var last error
+	for {
+		if err := check(); err != nil {
+			return "", err
+		}
+		power, err := c.Status(ctx, name)
+		if power == PowerOff {
+			return fmt.Sprintf("%s: off, then status says off, in %s", c.Agent, time.Since(begin).Round(time.Millisecond)), nil
+		}
+		last = errors.Join(offErr, err)
+		if offErr != nil || ctx.Err() != nil {
+			return "", fmt.Errorf("%s: status says %s: %w", c.Agent, power, errors.Join(last, context.Cause(ctx)))
+		}
+		select {
+		case <-ctx.Done():
+			return "", fmt.Errorf("%s: off was accepted, but status says %s: %w", c.Agent, power, errors.Join(last, context.Cause(ctx)))
+		case <-time.After(statusPause):
+		}
+	}
+}
+
+// Status asks whether the node is on. It changes nothing.
+func (c Config) Status(ctx context.Context, name string) (Power, error) {
+	code, err := c.run(ctx, "status", name)
+	switch {
+	case err == nil && code == exitOn:
+		return PowerOn, nil
+	case code == exitOff:
+		return PowerOff, nil
+	}
+	return PowerUnknown, err
+}
+
+// run runs the agent once. It is killed, with all that it started, when ctx
+// ends, and by the kernel if this daemon dies.
+func (c Config) run(ctx context.Context, action, name string) (code int, err error) {
+	cmd := exec.Command(c.Agent)
+	var in strings.Builder
+	for _, o := range c.Options {
+		fmt.Fprintf(&in, "%s=%s\n", o.Key, o.Value)
+	}
+	fmt.Fprintf(&in, "nodename=%s\naction=%s\n", name, action)
+	cmd.Stdin = strings.NewReader(in.String())
+	var out bounded
+	cmd.Stdout, cmd.Stderr = io.Discard, &out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	cmd.WaitDelay = time.Second
+	done := make(chan error, 1)
+	go func() {
+		// The kernel sends Pdeathsig when the *thread* that started the agent ends.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		if err := cmd.Start(); err != nil {
+			done <- err
+			return
+		}
+		stop := context.AfterFunc(ctx, func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
+		defer stop()
+		done <- cmd.Wait()
+	}()
+	err = <-done
+	if ctx.Err() != nil {
+		return -1, fmt.Errorf("%s %s was ended: %w", c.Agent, action, context.Cause(ctx))
+	}
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return exit.ExitCode(), fmt.Errorf("%s %s ended with %d: %s", c.Agent, action, exit.ExitCode(), c.mask(out.String()))
+	}
+	if err != nil {
+		return -1, fmt.Errorf("run %s %s: %w", c.Agent, action, err)
+	}
+	return 0, nil
+}
+
+// mask takes the configured values out of what an agent printed: any of them
+// may be a secret.
+func (c Config) mask(s string) string {
+	for _, o := range c.Options {
+		secret := strings.Contains(o.Key, "pass") || strings.Contains(o.Key, "secret") || strings.Contains(o.Key, "token") || strings.Contains(o.Key, "key")
+		if len(o.Value) > 3 || secret && o.Value != "" {
+			s = strings.ReplaceAll(s, o.Value, "***")
+		}
+	}
+	s = strings.Join(strings.Fields(s), " ")
+	if len(s) > 400 {
+		s = s[:400] + "…"
+	}
+	if s == "" {
+		return "it printed nothing"
+	}
+	return s
+}
+
+// bounded keeps the first part of what is written to it.
+type bounded struct{ bytes.Buffer }
+
+func (b *bounded) Write(p []byte) (int, error) {
+	if room := outputMax - b.Len(); room > 0 {
+		b.Buffer.Write(p[:min(room, len(p))])
+	}
+	return len(p), nil
+}

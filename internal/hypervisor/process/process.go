@@ -1,0 +1,564 @@
+// Package process runs VEs as plain processes: for the lab, for tests, and for
+// services that need nothing more.
+//
+// A VE is a directory with a ve.conf. What makes it run is a process group that
+// outlives the daemon, as guests outlive theirs. Every process of it holds a
+// lock on a file in RUN_DIR that it inherited; the kernel drops the lock with the
+// last of them, so "it runs" and "it is proven stopped" need no pids, which
+// could be recycled, and hold across restarts of the daemon.
+package process
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/shaman-ha/shaman/internal/cluster"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// Options of the driver.
+type Options struct {
+	StateDir    string // registrations; survives a reboot
+	RunDir      string // what runs; empty after a reboot
+	HostMemory  cluster.Bytes
+	StopTimeout time.Duration // for a graceful stop; 0 = 30 s
+	Logger      *zap.Logger
+}
+
+// Driver runs VEs as processes.
+type Driver struct {
+	o     Options
+	mu    sync.Mutex
+	ves   map[string]*ve // by path
+	hints map[*func()]func()
+}
+
+// ve is a registered VE.
+type ve struct {
+	sync.Mutex // held by verbs: one at a time
+	path       string
+	run        string // its directory in RUN_DIR
+	cmu        sync.Mutex
+	conf       conf
+	confErr    error
+	confAt     time.Time
+	reading    bool
+}
+
+const (
+	pollGone = 5 * time.Millisecond
+	// confAge is how old a definition may be before it is read again: it lies on
+	// the shared file system, and listing must not wait for that.
+	confAge = 10 * time.Second
+	// adoptedPoll is how often VEs are looked at whose parent is another process.
+	adoptedPoll = 2 * time.Second
+)
+
+// New returns the driver with the VEs that are registered on this node.
+func New(o Options) (*Driver, error) {
+	if o.StopTimeout == 0 {
+		o.StopTimeout = 30 * time.Second
+	}
+	d := &Driver{o: o, ves: map[string]*ve{}, hints: map[*func()]func(){}}
+	for _, dir := range []string{d.stateDir(), d.runDir()} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("driver process: %w", err)
+		}
+	}
+	files, err := os.ReadDir(d.stateDir())
+	if err != nil {
+		return nil, fmt.Errorf("driver process: %w", err)
+	}
+	for _, f := range files {
+		if !strings.HasSuffix(f.Name(), ".json") {
+			continue
+		}
+		var reg registration
+		data, err := os.ReadFile(filepath.Join(d.stateDir(), f.Name()))
+		if err == nil {
+			err = json.Unmarshal(data, &reg)
+		}
+		if err != nil || reg.Path == "" {
+			o.Logger.Error("a registration cannot be read; the VE is unknown here until it is registered again", zap.String("path", f.Name()), zap.Error(err))
+			continue
+		}
+		d.ves[reg.Path] = d.newVE(reg.Path)
+	}
+	return d, nil
+}
+
+type registration struct {
+	Path string `json:"path"`
+}
+
+func (d *Driver) stateDir() string { return filepath.Join(d.o.StateDir, "process") }
+func (d *Driver) runDir() string   { return filepath.Join(d.o.RunDir, "process") }
+
+func key(path string) string {
+	sum := sha256.Sum256([]byte(path))
+	return hex.EncodeToString(sum[:10])
+}
+
+func (d *Driver) newVE(path string) *ve {
+	return &ve{path: path, run: filepath.Join(d.runDir(), key(path))}
+}
+
+// Name implements hypervisor.Driver.
+func (*Driver) Name() string { return "process" }
+
+// Kinds implements hypervisor.Driver.
+func (*Driver) Kinds() []cluster.Kind { return []cluster.Kind{cluster.KindCT, cluster.KindVM} }
+
+func (d *Driver) get(path string) *ve {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.ves[path]
+}
+
+// classify marks errors of the storage, which say nothing of the VE.
+func classify(err error) error {
+	for _, e := range []syscall.Errno{syscall.EROFS, syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.ESTALE, syscall.ENOTCONN, syscall.ETIMEDOUT} {
+		if errors.Is(err, e) {
+			return fmt.Errorf("%w: %w", cluster.ErrHold, err)
+		}
+	}
+	return err
+}
+
+// guarded runs f, which may hang on the shared file system, within ctx.
+func guarded(ctx context.Context, f func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	select {
+	case err := <-done:
+		return classify(err)
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", cluster.ErrCannotAsk, context.Cause(ctx))
+	}
+}
+
+// Register implements hypervisor.Driver. It is not flushed to disk: after a
+// crash the resource still says that the VE belongs here, and it is registered again.
+func (d *Driver) Register(ctx context.Context, path string) error {
+	v := d.get(path)
+	if v == nil {
+		v = d.newVE(path)
+	}
+	var c conf
+	if err := guarded(ctx, func() (err error) { c, err = readConf(path); return err }); err != nil {
+		return err
+	}
+	v.setConf(c, nil)
+	if d.get(path) != nil {
+		return nil
+	}
+	data, err := json.Marshal(registration{Path: path})
+	if err != nil {
+		return fmt.Errorf("register %s: %w", path, err)
+	}
+	file := filepath.Join(d.stateDir(), key(path)+".json")
+	if err := os.WriteFile(file+".tmp", data, 0o644); err != nil {
+		return fmt.Errorf("register %s: %w", path, classify(err))
+	}
+	if err := os.Rename(file+".tmp", file); err != nil {
+		return fmt.Errorf("register %s: %w", path, classify(err))
+	}
+	d.mu.Lock()
+	if d.ves[path] == nil {
+		d.ves[path] = v
+	}
+	d.mu.Unlock()
+	return nil
+}
+
+// Unregister implements hypervisor.Driver.
+func (d *Driver) Unregister(_ context.Context, path string) error {
+	v := d.get(path)
+	if v == nil {
+		return nil
+	}
+	v.Lock()
+	defer v.Unlock()
+	running, err := v.running()
+	if err != nil {
+		return err
+	}
+	if running {
+		return fmt.Errorf("unregister %s: it runs; stop it first", path)
+	}
+	if err := os.Remove(filepath.Join(d.stateDir(), key(path)+".json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("unregister %s: %w", path, classify(err))
+	}
+	d.mu.Lock()
+	delete(d.ves, path)
+	d.mu.Unlock()
+	return os.RemoveAll(v.run)
+}
+
+// running tells whether any process of the VE holds its lock.
+func (v *ve) running() (bool, error) {
+	f, err := os.Open(filepath.Join(v.run, "lock"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("%w: %w", cluster.ErrCannotAsk, err)
+	}
+	defer f.Close()
+	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("%w: look at the lock of %s: %w", cluster.ErrCannotAsk, v.path, err)
+	}
+	return false, nil
+}
+
+// cause tells how a VE that does not run came to stop.
+func (v *ve) cause() cluster.StopCause {
+	data, err := os.ReadFile(filepath.Join(v.run, "exit"))
+	if err != nil {
+		return cluster.CauseUnknown
+	}
+	switch strings.TrimSpace(string(data)) {
+	case "0", "143": // of itself, or by SIGTERM
+		return cluster.CauseStop
+	case "":
+		return cluster.CauseUnknown
+	}
+	return cluster.CauseCrash
+}
+
+func (v *ve) setConf(c conf, err error) {
+	v.cmu.Lock()
+	defer v.cmu.Unlock()
+	if err == nil {
+		v.conf = c
+	}
+	v.confErr, v.confAt, v.reading = err, time.Now(), false
+}
+
+// params returns the definition as it was last read, and has it read anew in
+// the background when it is old.
+func (v *ve) params() (conf, bool) {
+	v.cmu.Lock()
+	defer v.cmu.Unlock()
+	if time.Since(v.confAt) > confAge && !v.reading {
+		v.reading = true
+		go func() { v.setConf(readConf(v.path)) }()
+	}
+	return v.conf, v.conf.command != ""
+}
+
+// List implements hypervisor.Driver. It does not wait for the shared file
+// system, except for a VE whose definition was never read.
+func (d *Driver) List(ctx context.Context) ([]cluster.VE, error) {
+	d.mu.Lock()
+	all := make([]*ve, 0, len(d.ves))
+	for _, v := range d.ves {
+		all = append(all, v)
+	}
+	d.mu.Unlock()
+	out := make([]cluster.VE, 0, len(all))
+	for _, v := range all {
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("%w: %w", cluster.ErrCannotAsk, err)
+		}
+		c, known := v.params()
+		if !known {
+			_ = guarded(ctx, func() error { c, err := readConf(v.path); v.setConf(c, err); return err }) // a VE without a readable definition is listed all the same
+			c, _ = v.params()
+			if ctx.Err() != nil {
+				return nil, fmt.Errorf("%w: %w", cluster.ErrCannotAsk, context.Cause(ctx))
+			}
+		}
+		running, err := v.running()
+		if err != nil {
+			return nil, err
+		}
+		e := cluster.VE{Kind: c.kind, Name: c.name, Path: v.path, State: cluster.VEStopped, HA: c.ha, Priority: c.priority, Memory: c.memory}
+		if e.Kind == "" {
+			e.Kind, e.Name = cluster.KindCT, filepath.Base(v.path)
+		}
+		if running {
+			e.State = cluster.VERunning
+		} else {
+			e.Cause = v.cause()
+		}
+		out = append(out, e)
+	}
+	return out, nil
+}
+
+// script runs the VE's command and writes down how it ended. It ignores the
+// SIGTERM of a graceful stop, so that it lives to see the end; fd 3 is the lock.
+const script = `echo $$ >"$SHAMAN_RUN/pid.tmp" && mv "$SHAMAN_RUN/pid.tmp" "$SHAMAN_RUN/pid"
+trap : TERM INT
+/bin/sh -c "$SHAMAN_COMMAND" &
+c=$!
+while :; do wait $c; rc=$?; kill -0 $c 2>/dev/null || break; done
+echo $rc >"$SHAMAN_RUN/exit.tmp" && mv "$SHAMAN_RUN/exit.tmp" "$SHAMAN_RUN/exit"`
+
+// Start implements hypervisor.Driver.
+func (d *Driver) Start(ctx context.Context, path string) error {
+	v := d.get(path)
+	if v == nil {
+		return fmt.Errorf("start %s: it is not registered here: %w", path, cluster.ErrNoVE)
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%w: %w", cluster.ErrCannotAsk, err)
+	}
+	v.Lock()
+	defer v.Unlock()
+	var c conf
+	if err := guarded(ctx, func() (err error) { c, err = readConf(path); return err }); err != nil {
+		return fmt.Errorf("start %s: %w", path, err)
+	}
+	v.setConf(c, nil)
+	if err := os.MkdirAll(v.run, 0o755); err != nil {
+		return fmt.Errorf("start %s: %w", path, err)
+	}
+	lock, err := os.OpenFile(filepath.Join(v.run, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return fmt.Errorf("start %s: %w", path, err)
+	}
+	defer lock.Close() // the processes of the VE have it by then
+	running, err := v.acquire(ctx, lock)
+	if err != nil || running {
+		return err
+	}
+	for _, old := range []string{"exit", "pid"} {
+		if err := os.Remove(filepath.Join(v.run, old)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("start %s: %w", path, err)
+		}
+	}
+	return d.spawn(ctx, v, c, lock)
+}
+
+// acquire takes the VE's lock for the processes that are about to be started.
+// Somebody who only looks holds it, shared, for a moment; that is not running.
+func (v *ve) acquire(ctx context.Context, lock *os.File) (running bool, err error) {
+	for {
+		err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			if err != nil {
+				return false, fmt.Errorf("start %s: %w", v.path, err)
+			}
+			return false, nil
+		}
+		if running, err := v.running(); err != nil || running {
+			return running, err
+		}
+		select {
+		case <-ctx.Done():
+			return false, fmt.Errorf("start %s: %w: %w", v.path, cluster.ErrCannotAsk, context.Cause(ctx))
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+func (d *Driver) spawn(ctx context.Context, v *ve, c conf, lock *os.File) error {
+	out, err := os.OpenFile(filepath.Join(v.run, "log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return fmt.Errorf("start %s: %w", v.path, err)
+	}
+	defer out.Close()
+	cmd := exec.Command("/bin/sh", "-c", script) // not bound to ctx: it outlives us
+	cmd.Dir = v.path
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.ExtraFiles = []*os.File{lock}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	id := cluster.MakeResourceID(c.kind, c.name)
+	cmd.Env = append(os.Environ(), "SHAMAN_RUN="+v.run, "SHAMAN_COMMAND="+c.command,
+		"SHAMAN_VE_ID="+string(id), "SHAMAN_VE_NAME="+c.name, "SHAMAN_VE_KIND="+string(c.kind), "SHAMAN_VE_PATH="+v.path)
+	if err := guarded(ctx, cmd.Start); err != nil {
+		return fmt.Errorf("start %s: %w", v.path, err)
+	}
+	go func() {
+		_ = cmd.Wait() // its end is told by the lock and the exit file
+		d.hint()
+	}()
+	d.hint()
+	return nil
+}
+
+// group returns the process group of a running VE; 0 = not known yet.
+func (v *ve) group() int {
+	data, err := os.ReadFile(filepath.Join(v.run, "pid"))
+	if err != nil {
+		return 0
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil || n <= 1 {
+		return 0
+	}
+	return n
+}
+
+// Stop implements hypervisor.Driver.
+func (d *Driver) Stop(ctx context.Context, path string, force bool) error {
+	v := d.get(path)
+	if v == nil {
+		return nil
+	}
+	v.Lock()
+	defer v.Unlock()
+	sig, deadline := unix.SIGTERM, time.Now().Add(d.o.StopTimeout)
+	if force {
+		sig = unix.SIGKILL
+	}
+	sent := false
+	for {
+		running, err := v.running()
+		if err != nil || !running {
+			if sent {
+				d.hint()
+			}
+			return err
+		}
+		// The lock tells that something of this VE lives, so its group is not
+		// recycled. By force again and again, in case something was being forked.
+		if pgid := v.group(); pgid != 0 && (force || !sent) {
+			if err := unix.Kill(-pgid, sig); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("stop %s: %w", path, err)
+			}
+			sent = true
+		}
+		if !force && time.Now().After(deadline) {
+			return fmt.Errorf("stop %s: it did not shut down within %s", path, d.o.StopTimeout)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("stop %s: %w: %w", path, cluster.ErrCannotAsk, context.Cause(ctx))
+		case <-time.After(pollGone):
+		}
+	}
+}
+
+// Barrier implements hypervisor.Driver: verbs on one VE exclude each other, and
+// nothing is queued beyond them.
+func (d *Driver) Barrier(ctx context.Context) error {
+	d.mu.Lock()
+	all := make([]*ve, 0, len(d.ves))
+	for _, v := range d.ves {
+		all = append(all, v)
+	}
+	d.mu.Unlock()
+	for _, v := range all {
+		if err := guarded(ctx, func() error {
+			v.Lock()
+			defer v.Unlock()
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Watch implements hypervisor.Driver.
+func (d *Driver) Watch(ctx context.Context, hint func()) error {
+	d.mu.Lock()
+	d.hints[&hint] = hint
+	d.mu.Unlock()
+	defer func() {
+		d.mu.Lock()
+		delete(d.hints, &hint)
+		d.mu.Unlock()
+	}()
+	tick := time.NewTicker(adoptedPoll)
+	defer tick.Stop()
+	was := -1
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+		d.mu.Lock()
+		all := make([]*ve, 0, len(d.ves))
+		for _, v := range d.ves {
+			all = append(all, v)
+		}
+		d.mu.Unlock()
+		n := 0
+		for _, v := range all {
+			if r, err := v.running(); err == nil && r {
+				n++
+			}
+		}
+		if n != was && was >= 0 {
+			hint()
+		}
+		was = n
+	}
+}
+
+func (d *Driver) hint() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, h := range d.hints {
+		h()
+	}
+}
+
+// Capacity implements hypervisor.Driver.
+func (d *Driver) Capacity(context.Context) (cluster.Capacity, error) {
+	c := cluster.Capacity{Memory: d.o.HostMemory, CPUs: runtime.NumCPU()}
+	if c.Memory == 0 {
+		var info unix.Sysinfo_t
+		if err := unix.Sysinfo(&info); err != nil {
+			return c, fmt.Errorf("read the host's memory: %w", err)
+		}
+		c.Memory = cluster.Bytes(info.Totalram) * cluster.Bytes(info.Unit)
+	}
+	return c, nil
+}
+
+// Configure implements hypervisor.Driver.
+func (d *Driver) Configure(ctx context.Context, path string, p cluster.VEParams) error {
+	v := d.get(path)
+	if v == nil {
+		return fmt.Errorf("configure %s: it is not registered here: %w", path, cluster.ErrNoVE)
+	}
+	v.Lock()
+	defer v.Unlock()
+	changes := map[string]string{}
+	if p.HA != nil {
+		changes["HA_ENABLE"] = map[bool]string{true: "yes", false: "no"}[*p.HA]
+	}
+	if p.Priority != nil {
+		changes["PRIORITY"] = strconv.FormatUint(uint64(*p.Priority), 10)
+	}
+	if len(changes) == 0 {
+		return nil
+	}
+	var c conf
+	err := guarded(ctx, func() (err error) {
+		if err = rewriteConf(path, changes); err == nil {
+			c, err = readConf(path)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	v.setConf(c, nil)
+	return nil
+}

@@ -1,0 +1,140 @@
+package hypervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/shaman-ha/shaman/internal/cluster"
+	"golang.org/x/sync/errgroup"
+)
+
+// Set is all drivers of one node as one; verbs go to the driver of the VE's kind.
+type Set struct {
+	drivers []Driver
+	byKind  map[cluster.Kind]Driver
+}
+
+// NewSet joins drivers. Two drivers for one kind are refused.
+func NewSet(drivers ...Driver) (*Set, error) {
+	s := &Set{drivers: drivers, byKind: map[cluster.Kind]Driver{}}
+	for _, d := range drivers {
+		for _, k := range d.Kinds() {
+			if have, dup := s.byKind[k]; dup {
+				return nil, fmt.Errorf("HYPERVISORS: both %s and %s run VEs of type %s; use one of them", have.Name(), d.Name(), k)
+			}
+			s.byKind[k] = d
+		}
+	}
+	return s, nil
+}
+
+// Kinds are the types of VEs that this node can run, sorted.
+func (s *Set) Kinds() []cluster.Kind {
+	var out []cluster.Kind
+	for k := range s.byKind {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (s *Set) driver(k cluster.Kind) (Driver, error) {
+	d, ok := s.byKind[k]
+	if !ok {
+		return nil, fmt.Errorf("no driver of this node runs VEs of type %s; HYPERVISORS lists those that it has", k)
+	}
+	return d, nil
+}
+
+// List returns the VEs of all drivers, or an error if one of them cannot be asked.
+func (s *Set) List(ctx context.Context) ([]cluster.VE, error) {
+	var out []cluster.VE
+	for _, d := range s.drivers {
+		ves, err := d.List(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("driver %s: %w", d.Name(), err)
+		}
+		out = append(out, ves...)
+	}
+	return out, nil
+}
+
+// Register makes a VE known here.
+func (s *Set) Register(ctx context.Context, k cluster.Kind, path string) error {
+	d, err := s.driver(k)
+	if err != nil {
+		return err
+	}
+	return d.Register(ctx, path)
+}
+
+// Unregister makes this node forget a VE.
+func (s *Set) Unregister(ctx context.Context, k cluster.Kind, path string) error {
+	d, err := s.driver(k)
+	if err != nil {
+		return err
+	}
+	return d.Unregister(ctx, path)
+}
+
+// Start returns when the VE runs.
+func (s *Set) Start(ctx context.Context, k cluster.Kind, path string) error {
+	d, err := s.driver(k)
+	if err != nil {
+		return err
+	}
+	return d.Start(ctx, path)
+}
+
+// Stop returns when the VE is proven not to run.
+func (s *Set) Stop(ctx context.Context, k cluster.Kind, path string, force bool) error {
+	d, err := s.driver(k)
+	if err != nil {
+		return err
+	}
+	return d.Stop(ctx, path, force)
+}
+
+// Configure writes a VE's own HA parameters.
+func (s *Set) Configure(ctx context.Context, k cluster.Kind, path string, p Params) error {
+	d, err := s.driver(k)
+	if err != nil {
+		return err
+	}
+	return d.Configure(ctx, path, p)
+}
+
+// Barrier waits for all drivers.
+func (s *Set) Barrier(ctx context.Context) error {
+	var errs []error
+	for _, d := range s.drivers {
+		if err := d.Barrier(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("driver %s: %w", d.Name(), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Watch calls hint after lifecycle events of any driver, until the context ends.
+func (s *Set) Watch(ctx context.Context, hint func()) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, d := range s.drivers {
+		g.Go(func() error { return d.Watch(ctx, hint) })
+	}
+	return g.Wait()
+}
+
+// Capacity is what this node can carry: the largest that any driver says.
+func (s *Set) Capacity(ctx context.Context) (cluster.Capacity, error) {
+	var out cluster.Capacity
+	for _, d := range s.drivers {
+		c, err := d.Capacity(ctx)
+		if err != nil {
+			return out, fmt.Errorf("driver %s: %w", d.Name(), err)
+		}
+		out.Memory, out.CPUs = max(out.Memory, c.Memory), max(out.CPUs, c.CPUs)
+	}
+	return out, nil
+}
