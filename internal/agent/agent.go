@@ -94,7 +94,7 @@ type Agent struct {
 	Ignored    func(path string) bool // VEs that join --ignore-res left alone
 	Event      func(cluster.Event)
 	Leave      func(ctx context.Context) error // ends the membership; the repository goes
-	At         func(label string) // called before and after each step that changes something
+	At         func(label string)              // called before and after each step that changes something
 	Log        *zap.Logger
 	Metrics    *Metrics
 

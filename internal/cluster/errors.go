@@ -25,6 +25,8 @@ var (
 	// ErrSealed is returned if the repository is gone or of another incarnation:
 	// it was taken over, and its former owner must not touch anything.
 	ErrSealed = errors.New("the repository was taken over")
+	// ErrTorn is returned if a slot on the mount was read in the middle of a write, or was never written.
+	ErrTorn = errors.New("the slot holds no complete record")
 	// ErrForeignNonce is returned if another process writes this node's heartbeat.
 	ErrForeignNonce = errors.New("another process writes the heartbeat of this host id")
 )

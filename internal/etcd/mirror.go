@@ -49,6 +49,7 @@ func NewMirror[T any](cl *clientv3.Client, prefix string, log *zap.Logger, hint 
 
 // Run keeps the copy until the context ends, which is the only error it returns.
 func (m *Mirror[T]) Run(ctx context.Context) error {
+	defer m.setSynced(false)
 	pause := 100 * time.Millisecond
 	for {
 		err := m.follow(ctx)

@@ -3,6 +3,8 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -12,19 +14,20 @@ import (
 )
 
 // Prober proves contact with the mount once: my heartbeat written durably, my
-// order slot read fresh, on the file system of my cluster. former is the nonce
-// of an earlier process that may still stand in the slot.
-type Prober func(ctx context.Context, hb cluster.Heartbeat, former string, deadline time.Duration) error
+// order slot read fresh, on the file system of my cluster. former are the nonces
+// of earlier processes that may still stand in the slot.
+type Prober func(ctx context.Context, hb cluster.Heartbeat, former []string, deadline time.Duration) error
 
 // Heart beats on the mount. All methods but Run may be called concurrently.
 type Heart struct {
 	Probe  Prober
+	Peek   func(ctx context.Context, deadline time.Duration) (cluster.Heartbeat, error) // reads the own slot
 	Timing func() cluster.Timing
 	Log    *zap.Logger
 
 	mu      sync.Mutex
 	beat    cluster.Heartbeat
-	former  string
+	former  []string
 	last    boottime.Time // moment of issue of the last contact
 	took    time.Duration
 	err     error
@@ -33,17 +36,67 @@ type Heart struct {
 }
 
 // NewHeart returns a heart that has not beaten.
-func NewHeart(probe Prober, timing func() cluster.Timing, beat cluster.Heartbeat, former string, log *zap.Logger) *Heart {
-	return &Heart{Probe: probe, Timing: timing, Log: log, beat: beat, former: former, err: errors.New("the mount was not reached yet")}
+//
+// former are the nonces of the daemons of this boot before this one.
+func NewHeart(probe Prober, peek func(context.Context, time.Duration) (cluster.Heartbeat, error), timing func() cluster.Timing, beat cluster.Heartbeat, former []string, log *zap.Logger) *Heart {
+	return &Heart{Probe: probe, Peek: peek, Timing: timing, Log: log, beat: beat, former: former, err: errors.New("the mount was not reached yet")}
 }
 
 // Run beats until the context ends.
 func (h *Heart) Run(ctx context.Context) error {
+	if err := h.listen(ctx); err != nil {
+		return err
+	}
 	for {
 		t := h.Timing()
 		issued := boottime.Now()
 		h.once(ctx, t.Probe)
 		if err := boottime.WaitUntil(ctx, issued.Add(t.Heartbeat)); err != nil {
+			return err
+		}
+	}
+}
+
+// listen makes sure, before the first beat, that nobody else beats in this
+// node's slot: whoever wrote it last must be a daemon of this boot that has
+// ended, or fall silent for a while.
+func (h *Heart) listen(ctx context.Context) error {
+	for {
+		t := h.Timing()
+		first, err := h.Peek(ctx, t.Probe)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err == nil {
+			if slices.Contains(h.former, first.Nonce) {
+				return nil
+			}
+			if err := boottime.WaitUntil(ctx, boottime.Now().Add(t.Heartbeat*5/2)); err != nil {
+				return err
+			}
+			var second cluster.Heartbeat
+			if second, err = h.Peek(ctx, t.Probe); err == nil {
+				if second == first {
+					h.mu.Lock()
+					h.former = append(h.former, first.Nonce)
+					h.mu.Unlock()
+					return nil
+				}
+				h.mu.Lock()
+				h.foreign = fmt.Errorf("%w: boot %s, hardware %s", cluster.ErrForeignNonce, second.Boot, second.HW)
+				h.mu.Unlock()
+				h.Log.Error("duplicate-host-id: another machine uses this node's host id; this daemon does not beat", zap.Error(h.foreign))
+			}
+		}
+		if errors.Is(err, cluster.ErrTorn) {
+			return nil // never written
+		}
+		if err != nil {
+			h.mu.Lock()
+			h.err = err
+			h.mu.Unlock()
+		}
+		if err := boottime.WaitUntil(ctx, boottime.Now().Add(t.Heartbeat)); err != nil {
 			return err
 		}
 	}
@@ -66,7 +119,7 @@ func (h *Heart) once(ctx context.Context, deadline time.Duration) {
 	h.err = err
 	switch {
 	case err == nil:
-		h.last, h.former, h.since = issued, "", 0
+		h.last, h.former, h.foreign, h.since = issued, nil, nil, 0
 		if was != nil {
 			h.Log.Info("the mount is in contact")
 		}

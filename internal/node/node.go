@@ -102,6 +102,8 @@ type Node struct {
 	Resume func(ctx context.Context, id int64) (Lease, error) // ErrLeaseGone once etcd does not know it
 	Elect  func(ctx context.Context, l Lease) error           // campaigns and leads while the lease lasts
 	Active func(ctx context.Context, a Admitted) error        // the agent's work
+	// OnAdmit is called at each admission, and after a resumed one.
+	OnAdmit func(Admitted)
 
 	Status func(string) // one sentence for people, at every change
 	Event  func(cluster.Event)
@@ -248,6 +250,7 @@ func (n *Node) active(ctx context.Context, a Admitted) error {
 	n.Gate.Open(a.Incarnation)
 	n.Heart.Tell(a.Incarnation, false)
 	n.setAdmitted(&a)
+	n.OnAdmit(a)
 	n.Status(fmt.Sprintf("Active, incarnation %d", a.Incarnation))
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.Active(ctx, a) })

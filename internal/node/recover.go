@@ -215,7 +215,7 @@ func (n *Node) admit(ctx context.Context, l Lease, known cluster.NodeRecord, inc
 		return Admitted{}, err
 	}
 	if err := n.State.update(func(m *memory) {
-		m.Lease, m.Nonce, m.Incarnation, m.Serial = l.ID(), n.Nonce, inc, serial
+		m.Lease, m.Incarnation, m.Serial = l.ID(), inc, serial
 	}); err != nil {
 		return Admitted{}, err
 	}

@@ -17,7 +17,7 @@ import (
 type memory struct {
 	Boot        string               `json:"boot"`
 	Lease       int64                `json:"lease"`        // that may still hold the alive key
-	Nonce       string               `json:"nonce"`        // of the process that wrote the heartbeat last
+	Nonces      []string             `json:"nonces"`       // of the daemons of this boot, which may have written the heartbeat
 	Incarnation cluster.Incarnation  `json:"incarnation"`  // of the last admission
 	Serial      int64                `json:"serial"`       // no order up to it is obeyed
 	Closed      cluster.Incarnation  `json:"closed"`       // the gate stays closed for incarnations up to it
@@ -91,4 +91,15 @@ func (s *State) Done(id cluster.ResourceID) error {
 	return s.update(func(m *memory) {
 		m.Starts = slices.DeleteFunc(m.Starts, func(have cluster.ResourceID) bool { return have == id })
 	})
+}
+
+// FormerNonces are those of the daemons of this boot before this one, which
+// have all ended.
+func (s *State) FormerNonces() []string { return slices.Clone(s.get().Nonces) }
+
+// AddNonce keeps this process's nonce for those after it. It comes before the
+// first heartbeat, or a crash in between would make the next daemon take this
+// one for a stranger.
+func (s *State) AddNonce(nonce string) error {
+	return s.update(func(m *memory) { m.Nonces = append(m.Nonces[max(0, len(m.Nonces)-100):], nonce) })
 }

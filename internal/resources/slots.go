@@ -10,6 +10,7 @@ import (
 	"hash/crc32"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/shaman-ha/shaman/internal/cluster"
@@ -31,8 +32,8 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // Heartbeat is the record in a node's heartbeat slot.
 type Heartbeat = cluster.Heartbeat
 
-// ErrTorn is returned if a slot was read in the middle of a write, or was never written.
-var ErrTorn = errors.New("the slot holds no complete record")
+// ErrTorn is returned if a slot holds no complete record.
+var ErrTorn = cluster.ErrTorn
 
 // block renders a record: JSON, NUL-padded, the last four bytes its CRC-32C
 // (little-endian, over all bytes before them).
@@ -147,11 +148,11 @@ var ErrForeignNonce = cluster.ErrForeignNonce
 
 // Probe is one proof of contact with the mount: the mount is the cluster's, my
 // heartbeat is written durably and my order slot read fresh, each within the
-// deadline. former is the nonce that may still stand in the slot from an
-// earlier process, "" once this process has written.
+// deadline. former are the nonces of earlier processes that may still stand in
+// the slot, none once this process has written.
 //
 // The contact's time is the moment before the call.
-func (s *Store) Probe(ctx context.Context, hb Heartbeat, former string, id *Contact, deadline time.Duration) error {
+func (s *Store) Probe(ctx context.Context, hb Heartbeat, former []string, id *Contact, deadline time.Duration) error {
 	hb.V = cluster.RecordVersion
 	beat := filepath.Join(s.nodeDir(hb.Host), slotHeartbeat)
 	wantDev, wantUUID := id.dev.Load(), id.uuid
@@ -177,7 +178,7 @@ func (s *Store) Probe(ctx context.Context, hb Heartbeat, former string, id *Cont
 		if err != nil && !errors.Is(err, ErrTorn) {
 			return none, err
 		}
-		if err == nil && was.Nonce != hb.Nonce && (former == "" || was.Nonce != former) {
+		if err == nil && was.Nonce != hb.Nonce && !slices.Contains(former, was.Nonce) {
 			return none, fmt.Errorf("%w: boot %s, hardware %s", ErrForeignNonce, was.Boot, was.HW)
 		}
 		return none, writeSlot(beat, hb)

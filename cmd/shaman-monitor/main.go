@@ -1,0 +1,56 @@
+// shaman-monitor is the daemon that runs on every node of a cluster.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/shaman-ha/shaman/internal/config"
+	shaman "github.com/shaman-ha/shaman/internal/daemon"
+)
+
+// exitUsage is the exit code for a configuration that cannot be used.
+const exitUsage = 64
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	file := flag.String("config", "/etc/shaman/shaman.conf", "this node's configuration `file`")
+	version := flag.Bool("version", false, "print the version and exit")
+	flag.Parse()
+	if *version {
+		fmt.Println("shaman-monitor", shaman.Version)
+		return 0
+	}
+	local, warnings, err := config.LoadLocal(*file, os.Environ())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "shaman-monitor:", err)
+		return exitUsage
+	}
+	log, level := shaman.NewLogger(local, os.Stderr)
+	for _, w := range warnings {
+		log.Warn(string(w))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	d, err := shaman.New(shaman.Options{
+		Local: local, Logger: log, At: failpoint(), Leaving: shaman.AskSystemd,
+		Notify: func(state string) { _, _ = daemon.SdNotify(false, state) }, // outside systemd there is nobody to tell
+	})
+	if err == nil {
+		hup := make(chan os.Signal, 1)
+		signal.Notify(hup, syscall.SIGHUP)
+		go d.ReloadOn(ctx, hup, *file, level)
+		err = d.Run(ctx)
+	}
+	if err != nil {
+		log.Error("shaman-monitor ends: " + err.Error())
+		return 1
+	}
+	return 0
+}

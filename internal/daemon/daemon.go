@@ -1,0 +1,203 @@
+// Package daemon puts one shaman-monitor together: the only place that knows all
+// adapters. It decides nothing about VEs itself.
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/shaman-ha/shaman/internal/cluster"
+	"github.com/shaman-ha/shaman/internal/config"
+	"github.com/shaman-ha/shaman/internal/etcd"
+	"github.com/shaman-ha/shaman/internal/hypervisor"
+	"github.com/shaman-ha/shaman/internal/hypervisor/process"
+	"github.com/shaman-ha/shaman/internal/node"
+	"github.com/shaman-ha/shaman/internal/resources"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// Version is set when the program is built.
+var Version = "devel"
+
+// Options of a daemon.
+type Options struct {
+	Local   config.Local
+	Logger  *zap.Logger
+	Notify  func(state string)  // sd_notify; nil outside systemd
+	Leaving func() Leaving      // asked once, when the daemon is told to end; nil = Inactive
+	Drivers []hypervisor.Driver // nil = those that HYPERVISORS lists
+	At      func(label string)  // called before and after each step that changes something; for tests
+}
+
+// Leaving is what becomes of the node when its daemon ends.
+type Leaving int
+
+// The ways of leaving.
+const (
+	LeaveInactive Leaving = iota // nobody looks after the VEs; no failover
+	LeaveRestart                 // back in a moment: everything is kept
+)
+
+// Daemon is one shaman-monitor.
+type Daemon struct {
+	Options
+	registry  *prometheus.Registry
+	host      cluster.NodeID
+	boot      string
+	hardware  string
+	nonce     string
+	client    *clientv3.Client
+	keys      etcd.Layout
+	store     *resources.Store
+	drivers   *hypervisor.Set
+	settings  atomic.Pointer[config.Cluster]
+	status    atomic.Pointer[status]
+	gatherers atomic.Pointer[prometheus.Gatherers]
+}
+
+// status is what the daemon says of itself.
+type status struct {
+	text  string
+	ready bool // admitted, mount in contact
+	beat  time.Time
+}
+
+// New checks the options. It does no I/O but for the files of this node.
+func New(o Options) (*Daemon, error) {
+	d := &Daemon{Options: o, registry: prometheus.NewRegistry(), keys: etcd.NewLayout(o.Local.ClusterName)}
+	if d.Notify == nil {
+		d.Notify = func(string) {}
+	}
+	d.status.Store(&status{text: "starting", beat: time.Now()})
+	defaults := config.MustDefaults()
+	d.settings.Store(&defaults)
+	var err error
+	if d.host, err = config.ResolveHostID(o.Local); err != nil {
+		return nil, err
+	}
+	if d.boot, err = config.BootID(o.Local); err != nil {
+		return nil, err
+	}
+	d.hardware = config.Hardware(o.Local)
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails: crypto/rand ends the process instead
+	d.nonce = hex.EncodeToString(b[:])
+	for _, dir := range []string{o.Local.StateDir, o.Local.RunDir} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("make a directory for the daemon's state: %w", err)
+		}
+	}
+	drivers := o.Drivers
+	if drivers == nil {
+		p, err := process.New(process.Options{StateDir: o.Local.StateDir, RunDir: o.Local.RunDir, HostMemory: o.Local.NodeMemory, Logger: o.Logger.Named("process")})
+		if err != nil {
+			return nil, err
+		}
+		drivers = []hypervisor.Driver{p}
+	}
+	if d.drivers, err = hypervisor.NewSet(drivers...); err != nil {
+		return nil, err
+	}
+	d.store = resources.NewStore(o.Local.ClusterMount, o.At)
+	d.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "shaman_build_info", Help: "1, with the version of this daemon."}, []string{"version"})
+	d.registry.MustRegister(info)
+	info.WithLabelValues(Version).Set(1)
+	d.gatherers.Store(&prometheus.Gatherers{d.registry})
+	return d, nil
+}
+
+// Run serves until the context ends, and ends in good order.
+func (d *Daemon) Run(ctx context.Context) error {
+	unlock, err := lockRunDir(d.Local.RunDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	d.client, err = etcd.Dial(etcd.Options{
+		Endpoints: d.Local.EtcdEndpoints, CACert: d.Local.EtcdCACert, Cert: d.Local.EtcdCert, Key: d.Local.EtcdKey,
+		Username: d.Local.EtcdUsername, PasswordFile: d.Local.EtcdPasswordFile, Logger: zap.NewNop(),
+	})
+	if err != nil {
+		return err
+	}
+	defer d.client.Close()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.serveHTTP(ctx) })
+	g.Go(func() error { return d.feedSystemd(ctx) })
+	g.Go(func() error {
+		for {
+			err := d.membership(ctx)
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			if !errors.Is(err, node.ErrLeft) {
+				return err
+			}
+			d.Logger.Info("this node left the cluster; waiting to be joined again")
+		}
+	})
+	err = g.Wait()
+	d.Notify("STOPPING=1")
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// lockRunDir keeps a second daemon of this node out.
+func lockRunDir(dir string) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock RUN_DIR: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("another shaman-monitor runs with RUN_DIR %s; end that one first, or give this one its own RUN_DIR", dir)
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// say publishes one sentence about what the daemon is at.
+func (d *Daemon) say(text string, ready bool) {
+	if old := d.status.Load(); old.text != text {
+		d.Notify("STATUS=" + text)
+	}
+	d.status.Store(&status{text: text, ready: ready, beat: time.Now()})
+}
+
+// waitFor tries f until it succeeds, saying what is being waited for.
+func (d *Daemon) waitFor(ctx context.Context, what string, f func() error) error {
+	said := ""
+	for {
+		err := f()
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if msg := err.Error(); msg != said {
+			said = msg
+			d.Logger.Warn("waiting for "+what, zap.Error(err))
+		}
+		d.say("waiting for "+what+": "+err.Error(), false)
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(300 * time.Millisecond):
+		}
+	}
+}

@@ -1,0 +1,85 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/exporter-toolkit/web"
+	"golang.org/x/sync/errgroup"
+)
+
+// serveHTTP serves metrics and probes, whatever else works.
+func (d *Daemon) serveHTTP(ctx context.Context) error {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(prometheus.GathererFunc(func() ([]*dto.MetricFamily, error) {
+		return d.gatherers.Load().Gather()
+	}), promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		s := d.status.Load()
+		if !s.ready {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		_, _ = fmt.Fprintln(w, s.text)
+	})
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", d.Local.ListenAddress)
+	if err != nil {
+		return fmt.Errorf("serve metrics on LISTEN_ADDRESS: %w", err)
+	}
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	no, file := false, d.Local.WebConfigFile
+	if file != "" {
+		if err := web.Validate(file); err != nil {
+			return fmt.Errorf("WEB_CONFIG_FILE: %w", err)
+		}
+	}
+	d.Notify("READY=1")
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		err := web.Serve(l, srv, &web.FlagConfig{WebSystemdSocket: &no, WebConfigFile: &file}, slog.New(slog.DiscardHandler))
+		if errors.Is(err, http.ErrServerClosed) {
+			return nil
+		}
+		return fmt.Errorf("serve metrics: %w", err)
+	})
+	g.Go(func() error {
+		<-gctx.Done()
+		sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		if err := srv.Shutdown(sctx); err != nil {
+			_ = srv.Close() // a client that does not end its request
+		}
+		return context.Cause(ctx)
+	})
+	return g.Wait()
+}
+
+// feedSystemd keeps systemd's watchdog of this service content.
+func (d *Daemon) feedSystemd(ctx context.Context) error {
+	usec, err := strconv.ParseInt(os.Getenv("WATCHDOG_USEC"), 10, 64)
+	if err != nil || usec <= 0 {
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	tick := time.NewTicker(time.Duration(usec) * time.Microsecond / 4)
+	defer tick.Stop()
+	for {
+		d.Notify("WATCHDOG=1")
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
+}

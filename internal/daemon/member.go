@@ -1,0 +1,490 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+	"github.com/shaman-ha/shaman/internal/agent"
+	"github.com/shaman-ha/shaman/internal/boottime"
+	"github.com/shaman-ha/shaman/internal/cluster"
+	"github.com/shaman-ha/shaman/internal/config"
+	"github.com/shaman-ha/shaman/internal/dispatch"
+	"github.com/shaman-ha/shaman/internal/election"
+	"github.com/shaman-ha/shaman/internal/etcd"
+	"github.com/shaman-ha/shaman/internal/failover"
+	"github.com/shaman-ha/shaman/internal/fencing"
+	"github.com/shaman-ha/shaman/internal/membership"
+	"github.com/shaman-ha/shaman/internal/node"
+	"github.com/shaman-ha/shaman/internal/relocation"
+	"github.com/shaman-ha/shaman/internal/resources"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+)
+
+// member is this daemon while its node is joined.
+type member struct {
+	*Daemon
+	name, address string
+	contact       *resources.Contact
+	members       *membership.Members
+	ledger        *dispatch.Ledger
+	inbox         *dispatch.Inbox
+	masters       *etcd.Mirror[election.Candidate]
+	config        *etcd.Mirror[json.RawMessage]
+	brake         *etcd.Mirror[cluster.Brake]
+	events        *resources.EventLog
+	state         *node.State
+	heart         *node.Heart
+	node          *node.Node
+	agent         *agent.Agent
+	engine        *failover.Engine
+	pulses        *failover.Pulses
+	electionM     *election.Metrics
+
+	asked    chan struct{}
+	lease    sync.Mutex
+	current  *election.Lease
+	capacity cluster.Capacity
+	begun    time.Time
+	ignored  map[string]bool
+	imu      sync.Mutex
+	reg      *prometheus.Registry
+}
+
+// membership lives from being joined to leaving (node.ErrLeft) or the end of the context.
+func (d *Daemon) membership(ctx context.Context) error {
+	m := &member{Daemon: d, asked: make(chan struct{}, 1), begun: time.Now(), ignored: map[string]bool{}}
+	members := membership.New(d.client, d.keys, d.Logger, func() {})
+	var rec cluster.NodeRecord
+	if err := d.waitFor(ctx, "etcd, or to be joined", func() (err error) {
+		rec, _, err = members.Get(ctx, d.host)
+		return etcd.Explain(err)
+	}); err != nil {
+		return err
+	}
+	store := config.NewStore(d.client, d.keys)
+	if err := d.waitFor(ctx, "the cluster-wide configuration", func() error {
+		set, err := store.Get(ctx)
+		if err != nil {
+			return etcd.Explain(err)
+		}
+		return m.adopt(set)
+	}); err != nil {
+		return err
+	}
+	if err := d.waitFor(ctx, "the mount", func() (err error) {
+		m.contact, err = d.store.Connect(ctx, d.Local.ClusterName, 0)
+		return err
+	}); err != nil {
+		return err
+	}
+	m.name, m.address = rec.Name, rec.Address
+	m.loadIgnored()
+	if err := m.build(); err != nil {
+		return err
+	}
+	return m.run(ctx)
+}
+
+// adopt takes cluster-wide parameters over.
+func (m *member) adopt(set map[string]string) error {
+	n := 0
+	if m.members != nil {
+		m.members.Nodes.Read(func(e map[string]etcd.Entry[cluster.NodeRecord]) { n = len(e) })
+	}
+	c, warns, err := config.ParseCluster(set, n)
+	if err != nil {
+		return fmt.Errorf("the cluster-wide configuration cannot be used: %w; mend it with 'shaman set-config'", err)
+	}
+	for _, w := range warns {
+		m.Logger.Debug("configuration", zap.String("reason", string(w)))
+	}
+	if old := m.settings.Load(); m.node != nil && old.Timing() != c.Timing() {
+		// The lease was granted with the numbers of before; they hold until the next start.
+		m.Logger.Warn("LOCK_TIMEOUT, SELF_FENCE_TIMEOUT or HEARTBEAT_INTERVAL changed; this daemon takes them over when it restarts")
+		c.LockTimeout, c.SelfFenceTimeout, c.HeartbeatInterval = old.LockTimeout, old.SelfFenceTimeout, old.HeartbeatInterval
+	}
+	m.settings.Store(&c)
+	return nil
+}
+
+// registerer makes a registry for the metrics of this membership; a second
+// membership of the same process makes its own.
+func (m *member) registerer() prometheus.Registerer {
+	m.reg = prometheus.NewRegistry()
+	m.gatherers.Store(&prometheus.Gatherers{m.registry, m.reg})
+	return m.reg
+}
+
+func (m *member) build() (err error) {
+	reg := m.registerer()
+	log := m.Logger
+	m.agent = &agent.Agent{}
+	m.engine = &failover.Engine{}
+	m.members = membership.New(m.client, m.keys, log.Named("membership"), func() { m.engine.Hint() })
+	m.ledger = dispatch.NewLedger(m.client, m.keys, log.Named("dispatch"), func() { m.engine.Hint(); poke(m.asked) })
+	m.inbox = dispatch.NewInbox(m.client, m.keys, m.host, log.Named("dispatch"), func() { m.agent.Hint() })
+	m.masters = etcd.NewMirror[election.Candidate](m.client, m.keys.Masters(), log, func() {})
+	m.config = etcd.NewMirror[json.RawMessage](m.client, m.keys.Config(), log, func() { m.reload() })
+	m.brake = etcd.NewMirror[cluster.Brake](m.client, m.keys.Brake(), log, func() {})
+	m.events = resources.NewEventLog(m.store, m.host, log.Named("events"))
+	m.electionM = election.NewMetrics(reg)
+	if m.state, err = node.LoadState(m.Local.RunDir, m.boot); err != nil {
+		return err
+	}
+	if err := m.buildNode(); err != nil {
+		return err
+	}
+	*m.agent = agent.Agent{
+		Self: m.host, Inbox: m.inbox, Repository: m.store.Own(m.host), Hypervisor: m.drivers,
+		Gate: m.node.Gate, Boot: m.state, Settings: m.agentSettings, Ignored: m.isIgnored,
+		Event: m.events.Add, Leave: m.node.Leave, At: m.At, Log: log.Named("agent"), Metrics: agent.NewMetrics(reg),
+	}
+	m.agent.Init()
+	m.pulses = &failover.Pulses{Read: m.store.ReadHeartbeat, Targets: m.pulseTargets, Timing: m.timing}
+	*m.engine = failover.Engine{
+		Self: m.host, Nodes: m.members.Nodes, Alive: m.members.Alive, Recovering: m.members.Recovering,
+		Failovers: m.ledger.Failovers, Actions: m.ledger.Actions, Confirms: m.ledger.Confirms, Brake: m.publishedBrake,
+		Ledger: m.ledger, Mount: m.store, Methods: m.methods(), Pulses: m.pulses, Settings: m.engineSettings,
+		Place: m.place, ValidSince: m.validSince, NewID: dispatch.NewID, At: m.At, Event: m.events.Add,
+		Log: log.Named("failover"), Metrics: failover.NewMetrics(reg),
+	}
+	m.engine.Init()
+	m.gauges(reg)
+	return nil
+}
+
+func (m *member) buildNode() error {
+	former := m.state.FormerNonces()
+	if err := m.state.AddNonce(m.nonce); err != nil {
+		return err
+	}
+	m.heart = node.NewHeart(func(ctx context.Context, hb cluster.Heartbeat, former []string, deadline time.Duration) error {
+		return m.store.Probe(ctx, hb, former, m.contact, deadline)
+	}, func(ctx context.Context, deadline time.Duration) (cluster.Heartbeat, error) {
+		return m.store.ReadHeartbeat(ctx, m.host, deadline)
+	}, m.timing, cluster.Heartbeat{Host: m.host, Boot: m.boot, HW: m.hardware, Nonce: m.nonce}, former, m.Logger.Named("mount"))
+	m.node = &node.Node{
+		Self: m.host, Name: m.name, Address: m.address, BootID: m.boot, HardwareID: m.hardware, Nonce: m.nonce, Version: Version,
+		Members: m.members, Mount: m.store, Hypervisor: m.drivers, Heart: m.heart, Gate: &node.Gate{}, State: m.state,
+		Settings: m.nodeSettings, Usage: m.usage, Ignored: m.isIgnored, IgnoreNow: m.ignoreNow,
+		Grant: func(ctx context.Context) (node.Lease, error) {
+			l, err := election.Grant(ctx, m.client, m.timing(), m.Logger.Named("lease"))
+			return m.leased(l), etcd.Explain(err)
+		},
+		Resume: func(ctx context.Context, id int64) (node.Lease, error) {
+			l, err := election.Resume(ctx, m.client, m.timing(), id, m.Logger.Named("lease"))
+			if errors.Is(err, election.ErrLost) {
+				return nil, node.ErrLeaseGone
+			}
+			return m.leased(l), etcd.Explain(err)
+		},
+		Elect: m.elect, Active: m.active,
+		Status: func(s string) { m.say(s, m.node.Admitted() != nil && m.heart.InContact() == nil) },
+		Event:  m.events.Add, Log: m.Logger.Named("node"),
+	}
+	return nil
+}
+
+// leased remembers the lease for those that ask about validity.
+func (m *member) leased(l *election.Lease) node.Lease {
+	if l == nil {
+		return nil
+	}
+	m.lease.Lock()
+	m.current = l
+	m.lease.Unlock()
+	return l
+}
+
+func (m *member) currentLease() *election.Lease {
+	m.lease.Lock()
+	defer m.lease.Unlock()
+	return m.current
+}
+
+func (m *member) validSince() boottime.Time {
+	if l := m.currentLease(); l != nil {
+		return l.ValidSince()
+	}
+	return boottime.Now()
+}
+
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// run runs all parts of a membership; the first one to end ends all.
+func (m *member) run(ctx context.Context) error {
+	defer m.gatherers.Store(&prometheus.Gatherers{m.registry})
+	ectx, stopEvents := context.WithCancel(context.WithoutCancel(ctx))
+	eventsDone := make(chan struct{})
+	go func() {
+		defer close(eventsDone)
+		_ = m.events.Run(ectx) // ends with its context only
+	}()
+	defer func() { stopEvents(); <-eventsDone }()
+
+	if c, err := m.drivers.Capacity(ctx); err == nil {
+		m.capacity = c
+	} else {
+		m.Logger.Warn("the capacity of this node is not known; nothing is relocated here by memory", zap.Error(err))
+	}
+	var last node.Admitted
+	g, gctx := errgroup.WithContext(ctx)
+	for _, part := range []func(context.Context) error{
+		m.members.Run, m.inbox.Run, m.ledger.Failovers.Run, m.ledger.Confirms.Run, m.masters.Run, m.config.Run, m.brake.Run,
+		m.heart.Run, m.pulses.Run, m.answerQuestions,
+		func(ctx context.Context) error {
+			return m.store.Watch(ctx, m.host, m.Local.RescanInterval, m.Logger.Named("resources"), m.agent.Look)
+		},
+		func(ctx context.Context) error { return m.drivers.Watch(ctx, m.agent.Look) },
+	} {
+		g.Go(func() error { return part(gctx) })
+	}
+	m.node.OnAdmit = func(a node.Admitted) { last = a }
+	g.Go(func() error { return m.node.Run(gctx) })
+	err := g.Wait()
+	if ctx.Err() != nil && last.Lease != nil {
+		m.retire(ctx, last)
+	}
+	return err
+}
+
+// retire is the end of a daemon that was told to stop.
+func (m *member) retire(ctx context.Context, a node.Admitted) {
+	if m.Leaving != nil && m.Leaving() == LeaveRestart {
+		m.Logger.Info("the daemon restarts: lease and VEs are kept")
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := m.node.Retire(ctx, a); err != nil {
+		m.Logger.Warn("could not record that this daemon was stopped on purpose; the others may fail this node over", zap.Error(etcd.Explain(err)))
+		return
+	}
+	m.Logger.Info("the node is Inactive: its VEs run on, and are not protected until the daemon starts again")
+}
+
+// elect campaigns under a lease, and leads.
+func (m *member) elect(ctx context.Context, l node.Lease) error {
+	lease, ok := l.(*election.Lease)
+	if !ok {
+		return fmt.Errorf("campaign with a %T", l)
+	}
+	e := &election.Elector{
+		Client: m.client, Prefix: m.keys.Masters(), Lease: lease, Eligible: m.heart.InContact,
+		Self: election.Candidate{Node: m.host, Name: m.name, Nonce: m.nonce}, Log: m.Logger.Named("election"), Metrics: m.electionM,
+	}
+	return e.Run(ctx, func(ctx context.Context, t cluster.Term) error {
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return m.ledger.Actions.Run(ctx) })
+		g.Go(func() error { return m.engine.Lead(ctx, t) })
+		return g.Wait()
+	})
+}
+
+// active is the agent's work in one admission.
+func (m *member) active(ctx context.Context, a node.Admitted) error {
+	return m.agent.Run(ctx, agent.Session{
+		Incarnation: a.Incarnation, Lease: a.Lease.ID(), Valid: a.Lease.Valid, ValidSince: a.Lease.ValidSince,
+		Bringing: func() bool { return ctx.Err() != nil || len(m.state.Pending()) > 0 },
+	})
+}
+
+// answerQuestions tells, after each failover that opened, what runs here
+// without being in the own repository.
+func (m *member) answerQuestions(ctx context.Context) error {
+	tick := time.NewTicker(2 * time.Second)
+	defer tick.Stop()
+	var answered int64
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-m.asked:
+		case <-tick.C:
+		}
+		var asked int64
+		m.ledger.Failovers.Read(func(e map[string]etcd.Entry[cluster.Failover]) {
+			for _, f := range e {
+				if f.Value.Phase.Open() && f.Value.Node != m.host {
+					asked = max(asked, f.Create)
+				}
+			}
+		})
+		if asked <= answered {
+			continue
+		}
+		lctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		ves, err := m.agent.Elsewhere(lctx)
+		cancel()
+		if err != nil {
+			m.Logger.Warn("cannot tell the master what runs here; tried again", zap.Error(err))
+			continue
+		}
+		err = m.members.Update(ctx, m.host, func(r *cluster.NodeRecord) error {
+			r.Elsewhere = cluster.Elsewhere{Asked: asked, VEs: ves}
+			return nil
+		})
+		if err == nil {
+			answered = asked
+		}
+	}
+}
+
+// pulseTargets are the nodes whose heartbeats are watched: all by the master,
+// the master's by everybody else, so that its successor knows at once.
+func (m *member) pulseTargets() []cluster.NodeID {
+	master := m.master()
+	if master != m.host {
+		if master == "" {
+			return nil
+		}
+		return []cluster.NodeID{master}
+	}
+	var out []cluster.NodeID
+	m.members.Nodes.Read(func(e map[string]etcd.Entry[cluster.NodeRecord]) {
+		for id := range e {
+			if id != string(m.host) {
+				out = append(out, cluster.NodeID(id))
+			}
+		}
+	})
+	return out
+}
+
+// master is the candidate of the lowest create revision, as far as is known here.
+func (m *member) master() (id cluster.NodeID) {
+	var first int64
+	m.masters.Read(func(e map[string]etcd.Entry[election.Candidate]) {
+		for _, c := range e {
+			if first == 0 || c.Create < first {
+				first, id = c.Create, c.Value.Node
+			}
+		}
+	})
+	return id
+}
+
+func (m *member) publishedBrake() *cluster.Brake {
+	e, ok := m.brake.Get("")
+	if !ok || e.Err != nil {
+		return nil
+	}
+	return &e.Value
+}
+
+func (m *member) methods() []failover.Method {
+	var out []failover.Method
+	if slices.Contains(m.settings.Load().FenceMethods, "agent") {
+		out = append(out, &fencing.Agent{Dir: m.Local.FenceDir, NotApplicable: failover.ErrNotApplicable})
+	}
+	return out
+}
+
+// place asks the relocation policies of the moment.
+func (m *member) place(r failover.PlaceRequest) []cluster.Placement {
+	p, err := relocation.Parse(m.settings.Load().RelocationMode)
+	if err != nil {
+		m.Logger.Error("the relocation mode cannot be used; nothing is placed", zap.Error(err))
+		return nil
+	}
+	return p.Place(relocation.Request{
+		View: r.View, Resources: r.Resources, Avoid: r.Avoid, Pending: r.Pending, CPUPools: r.CPUPools, Reserve: r.Reserve, Turn: r.Turn,
+	})
+}
+
+// usage is what the node publishes about itself.
+func (m *member) usage() node.Usage {
+	r := m.agent.Report()
+	c := m.capacity
+	if m.Local.NodeMemory != 0 {
+		c.Memory = m.Local.NodeMemory
+	}
+	c.CPUPool, c.MaxVMs, c.MaxCTs, c.MaxVEs = m.Local.CPUPool, m.Local.MaxVMs, m.Local.MaxCTs, m.Local.MaxVEs
+	return node.Usage{Capacity: c, Usage: r.Usage, Resources: r.Resources}
+}
+
+func (m *member) ignoredFile() string { return filepath.Join(m.Local.StateDir, "ignored.json") }
+
+func (m *member) loadIgnored() {
+	data, err := os.ReadFile(m.ignoredFile())
+	var paths []string
+	if err != nil || json.Unmarshal(data, &paths) != nil {
+		return // none
+	}
+	for _, p := range paths {
+		m.ignored[p] = true
+	}
+}
+
+func (m *member) isIgnored(path string) bool {
+	m.imu.Lock()
+	defer m.imu.Unlock()
+	return m.ignored[path]
+}
+
+// ignoreNow writes down, once after 'join --ignore-res', which VEs were here
+// before: they are none of shaman's business.
+func (m *member) ignoreNow(ctx context.Context) error {
+	rec, _, err := m.members.Get(ctx, m.host)
+	if err != nil || !rec.IgnoreExist {
+		return err
+	}
+	ves, err := m.drivers.List(ctx)
+	if err != nil {
+		return err
+	}
+	paths := []string{}
+	m.imu.Lock()
+	for _, v := range ves {
+		m.ignored[v.Path] = true
+		paths = append(paths, v.Path)
+	}
+	m.imu.Unlock()
+	data, err := json.Marshal(paths)
+	if err != nil {
+		return fmt.Errorf("encode the list of VEs to leave alone: %w", err)
+	}
+	if err := os.WriteFile(m.ignoredFile(), data, 0o600); err != nil {
+		return fmt.Errorf("keep the list of VEs to leave alone: %w", err)
+	}
+	return m.members.Update(ctx, m.host, func(r *cluster.NodeRecord) error {
+		r.IgnoreExist = false
+		return nil
+	})
+}
+
+func (m *member) gauges(reg prometheus.Registerer) {
+	f := promauto.With(reg)
+	f.NewGaugeFunc(prometheus.GaugeOpts{Name: "shaman_election_lease_validity_seconds", Help: "For how long this daemon's lease can be proven valid; 0 = not. Alert at 0."}, func() float64 {
+		if l := m.currentLease(); l != nil {
+			return max(0, l.ValidUntil().Sub(boottime.Now()).Seconds())
+		}
+		return 0
+	})
+	f.NewGaugeFunc(prometheus.GaugeOpts{Name: "shaman_resources_mount_contact_age_seconds", Help: "Time since the last proven contact with the mount. Alert above some heartbeats."}, func() float64 {
+		last, _ := m.heart.Contact()
+		return boottime.Since(last).Seconds()
+	})
+	f.NewGaugeFunc(prometheus.GaugeOpts{Name: "shaman_fencing_watchdog_armed", Help: "1 while this node's watchdog is armed; always 0 in this version."}, func() float64 { return 0 })
+	f.NewGaugeFunc(prometheus.GaugeOpts{Name: "shaman_membership_admitted", Help: "1 while this node is admitted. Alert at 0."}, func() float64 {
+		if m.node.Admitted() != nil {
+			return 1
+		}
+		return 0
+	})
+}

@@ -1,0 +1,96 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+	"github.com/shaman-ha/shaman/internal/boottime"
+	"github.com/shaman-ha/shaman/internal/config"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// levels maps LOG_LEVEL, the original's numbers.
+var levels = map[int]zapcore.Level{0: zapcore.ErrorLevel, 1: zapcore.WarnLevel, 2: zapcore.InfoLevel, 3: zapcore.InfoLevel, 4: zapcore.DebugLevel}
+
+// NewLogger returns the daemon's log, and its level to change it by.
+func NewLogger(l config.Local, w io.Writer) (*zap.Logger, zap.AtomicLevel) {
+	level := zap.NewAtomicLevelAt(levels[l.LogLevel])
+	c := zap.NewProductionEncoderConfig()
+	c.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+	c.EncodeDuration = zapcore.StringDurationEncoder
+	enc := zapcore.NewJSONEncoder(c)
+	if l.LogFormat == "console" {
+		c.EncodeLevel = zapcore.CapitalLevelEncoder
+		enc = zapcore.NewConsoleEncoder(c)
+	}
+	return zap.New(zapcore.NewCore(enc, zapcore.Lock(zapcore.AddSync(w)), level)).With(zap.String("host", l.NodeName)), level
+}
+
+// ReloadOn takes LOG_LEVEL over from the file at each signal; everything else
+// of the file is taken over by a restart, which VEs do not notice.
+func (d *Daemon) ReloadOn(ctx context.Context, hup <-chan os.Signal, file string, level zap.AtomicLevel) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hup:
+		}
+		d.Notify(fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", time.Duration(boottime.Now()).Microseconds()))
+		l, _, err := config.LoadLocal(file, os.Environ())
+		if err != nil {
+			d.Logger.Error("the configuration was not reloaded; what was in force stays so", zap.Error(err))
+		} else {
+			level.SetLevel(levels[l.LogLevel])
+			d.Logger.Info("configuration reloaded: LOG_LEVEL; other keys need a restart of this daemon")
+		}
+		d.Notify("READY=1")
+	}
+}
+
+// AskSystemd tells why this service is being ended, by the job that systemd has
+// for its unit. Whatever is not a restart, or cannot be found out, is Inactive.
+func AskSystemd() Leaving {
+	if os.Getenv("NOTIFY_SOCKET") == "" {
+		return LeaveInactive
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
+	if err != nil {
+		return LeaveInactive
+	}
+	defer conn.Close()
+	const dest = "org.freedesktop.systemd1"
+	var unit dbus.ObjectPath
+	manager := conn.Object(dest, "/org/freedesktop/systemd1")
+	if err := manager.CallWithContext(ctx, dest+".Manager.GetUnitByPID", 0, uint32(os.Getpid())).Store(&unit); err != nil {
+		return LeaveInactive
+	}
+	get := func(path dbus.ObjectPath, iface, prop string, into any) error {
+		var v dbus.Variant
+		if err := conn.Object(dest, path).CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0, iface, prop).Store(&v); err != nil {
+			return err
+		}
+		return v.Store(into)
+	}
+	var job struct {
+		ID   uint32
+		Path dbus.ObjectPath
+	}
+	if err := get(unit, dest+".Unit", "Job", &job); err != nil || job.ID == 0 {
+		return LeaveInactive
+	}
+	var kind string
+	if err := get(job.Path, dest+".Job", "JobType", &kind); err != nil {
+		return LeaveInactive
+	}
+	if kind == "restart" || kind == "try-restart" {
+		return LeaveRestart
+	}
+	return LeaveInactive
+}
