@@ -30,7 +30,7 @@ func (p drs) place(t *table, open []int, out []cluster.Placement) (left []int) {
 			left = append(left, i)
 			continue
 		}
-		k := classKey{kind: r.Kind, from: r.Owner}
+		k := t.classOf(r, false)
 		h := heaps[k]
 		if h == nil {
 			h = newFreest(t.candidates(k))

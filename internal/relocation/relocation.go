@@ -123,19 +123,32 @@ type host struct {
 // table is the state of one chain's run.
 type table struct {
 	req   Request
-	hosts []*host // in order of their ids
+	hosts []*host                 // in order of their ids
+	fit   map[cluster.NodeID]bool // those that may get something
 	class map[classKey][]*host
+	looks int // how many nodes were asked why they do not take a resource
 }
 
-// classKey groups resources for which the same filters hold.
+// classKey groups resources for which the same filters hold. A node that gets
+// nothing anyway is no reason for a class of its own: else the VEs of each of
+// many dead nodes would be one.
 type classKey struct {
 	kind  cluster.Kind
-	from  cluster.NodeID
+	from  cluster.NodeID // "" unless it could get something
+	pool  string
 	spare bool
 }
 
+func (t *table) classOf(r cluster.Resource, spare bool) classKey {
+	k := classKey{kind: r.Kind, pool: t.req.CPUPools[r.Owner], spare: spare}
+	if t.fit[r.Owner] {
+		k.from = r.Owner
+	}
+	return k
+}
+
 func newTable(req Request) *table {
-	t := &table{req: req, class: map[classKey][]*host{}}
+	t := &table{req: req, fit: map[cluster.NodeID]bool{}, class: map[classKey][]*host{}}
 	for _, n := range req.View.Nodes {
 		p := req.Pending[n.ID]
 		h := &host{node: n, pool: n.Capacity.CPUPool, running: map[cluster.Kind]int{}}
@@ -155,6 +168,7 @@ func newTable(req Request) *table {
 			h.fit = "its mount is " + string(n.Mount)
 		}
 		t.hosts = append(t.hosts, h)
+		t.fit[n.ID] = h.fit == ""
 	}
 	slices.SortFunc(t.hosts, func(a, b *host) int { return cmp.Compare(a.node.ID, b.node.ID) })
 	return t
@@ -178,8 +192,8 @@ func (t *table) static(h *host, k classKey) string {
 	case len(roles) > 0 && !others && !k.spare:
 		return "is kept as a spare"
 	}
-	if p := t.req.CPUPools[k.from]; p != "" && h.pool != p {
-		return fmt.Sprintf("is in CPU pool %q, not %q", h.pool, p)
+	if k.pool != "" && h.pool != k.pool {
+		return fmt.Sprintf("is in CPU pool %q, not %q", h.pool, k.pool)
 	}
 	return ""
 }
@@ -248,10 +262,14 @@ func (t *table) placed(out *cluster.Placement, r cluster.Resource, h *host, poli
 	h.give(r)
 }
 
-// maxRejections bounds how many nodes are asked why they do not take a resource
-// that fits nowhere: in a cluster of thousands, thousands of such resources must
-// not cost a look at every node each.
-const maxRejections = 64
+// Without Explain, maxRejections bounds how many nodes are asked why they do not
+// take a resource that fits nowhere, and maxLooks how many are asked in all: in
+// a cluster of thousands, many thousands of such resources must not cost a look
+// at many nodes each. Past it one node speaks for the others.
+const (
+	maxRejections = 64
+	maxLooks      = 500 * maxRejections
+)
 
 // refused fills in why nobody takes a resource.
 func (t *table) refused(out *cluster.Placement, r cluster.Resource, policy string, why func(*host) string) {
@@ -260,7 +278,8 @@ func (t *table) refused(out *cluster.Placement, r cluster.Resource, policy strin
 	var rejected []cluster.Rejection
 	asked := t.hosts
 	if !t.req.Explain {
-		asked = asked[:min(len(asked), maxRejections)]
+		asked = asked[:min(len(asked), maxRejections, max(1, maxLooks-t.looks))]
+		t.looks += len(asked)
 	}
 	for _, h := range asked {
 		w := why(h)

@@ -22,7 +22,7 @@ func (p roundRobin) place(t *table, open []int, out []cluster.Placement) (left [
 	rings := map[classKey]*ring{}
 	for _, i := range order {
 		r := res[i]
-		k := classKey{kind: r.Kind, from: r.Owner}
+		k := t.classOf(r, false)
 		g := rings[k]
 		if g == nil {
 			g = &ring{hosts: slices.Clone(t.candidates(k))}

@@ -27,8 +27,21 @@ func empty(h *host) bool {
 }
 
 // choose returns the spare node: with role SPARE before others, then the one
-// with the most free memory.
-func (spare) choose(t *table) *host {
+// with the most free memory. One that may take none of the open resources, such
+// as the node that they come from, is none.
+func (spare) choose(t *table, open []int) *host {
+	useful := map[*host]bool{}
+	seen := map[classKey]bool{}
+	for _, i := range open {
+		r := t.req.Resources[i]
+		k := t.classOf(r, true)
+		if avoid := len(t.req.Avoid[r.ID]) > 0; avoid || !seen[k] {
+			seen[k] = seen[k] || !avoid
+			for _, h := range t.candidates(k) {
+				useful[h] = useful[h] || !t.avoided(r, h)
+			}
+		}
+	}
 	var best *host
 	rank := func(h *host) int {
 		if slices.Contains(h.node.Roles, cluster.RoleSpare) {
@@ -37,7 +50,7 @@ func (spare) choose(t *table) *host {
 		return 1
 	}
 	for _, h := range t.hosts {
-		if h.fit != "" || !empty(h) {
+		if !useful[h] || !empty(h) {
 			continue
 		}
 		if best == nil || cmp.Or(cmp.Compare(rank(h), rank(best)), cmp.Compare(best.free, h.free), cmp.Compare(h.node.ID, best.node.ID)) < 0 {
@@ -48,7 +61,7 @@ func (spare) choose(t *table) *host {
 }
 
 func (p spare) place(t *table, open []int, out []cluster.Placement) (left []int) {
-	chosen := p.choose(t)
+	chosen := p.choose(t, open)
 	order := slices.Clone(open)
 	res := t.req.Resources
 	slices.SortStableFunc(order, func(a, b int) int {
@@ -56,7 +69,7 @@ func (p spare) place(t *table, open []int, out []cluster.Placement) (left []int)
 	})
 	for _, i := range order {
 		r := res[i]
-		k := classKey{kind: r.Kind, from: r.Owner, spare: true}
+		k := t.classOf(r, true)
 		why := func(h *host) string {
 			switch {
 			case t.avoided(r, h):
