@@ -40,19 +40,7 @@ func (m *term) apply(ctx context.Context, o Observation, s Step) error {
 	case ActSeal:
 		return m.seal(ctx, log, o, s)
 	case ActQuarantine:
-		err := m.Mount.MarkBroken(ctx, cluster.Place{Pool: s.Failover}, s.Unparseable.ID, cluster.BrokenReason{
-			Node: s.Failover.Node, Operation: "read", Error: s.Reason, Time: o.Clock.UTC().Format(time.RFC3339),
-		})
-		if err == nil {
-			log.Error("a resource file cannot be read; it was moved to broken as it is", zap.String("resource", s.Unparseable.ID), zap.String("reason", s.Reason))
-			m.event(s, "unparseable", s.Unparseable.ID+" was moved to broken, byte for byte: "+s.Reason)
-			if f, ok := o.Failovers[s.Failover]; ok {
-				next := f.Value
-				next.Unreadable++
-				err = m.Ledger.Update(ctx, m.Term, f, next)
-			}
-		}
-		return err
+		return m.quarantine(ctx, log, o, s)
 	case ActDispatch:
 		return m.dispatch(ctx, s)
 	case ActFinish:
@@ -137,6 +125,32 @@ func (m *term) seal(ctx context.Context, log *zap.Logger, o Observation, s Step)
 	m.event(s, "sealed", fmt.Sprintf("took over the repository of node %s: %d resources", s.Now.Name, next.Total))
 	m.Hint()
 	return nil
+}
+
+// quarantine moves files that cannot be read to broken, each for itself, and
+// counts them in one write.
+func (m *term) quarantine(ctx context.Context, log *zap.Logger, o Observation, s Step) error {
+	var errs []error
+	moved := 0
+	for _, u := range s.Unparseable {
+		why := u.Err.Error()
+		err := m.Mount.MarkBroken(ctx, cluster.Place{Pool: s.Failover}, u.ID, cluster.BrokenReason{
+			Node: s.Failover.Node, Operation: "read", Error: why, Time: o.Clock.UTC().Format(time.RFC3339),
+		})
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		moved++
+		log.Error("a resource file cannot be read; it was moved to broken as it is", zap.String("resource", u.ID), zap.String("reason", why))
+		m.event(s, "unparseable", u.ID+" was moved to broken, byte for byte: "+why)
+	}
+	if f, ok := o.Failovers[s.Failover]; ok && moved > 0 {
+		next := f.Value
+		next.Unreadable += moved
+		errs = append(errs, m.Ledger.Update(ctx, m.Term, f, next))
+	}
+	return errors.Join(errs...)
 }
 
 func (m *term) dispatch(ctx context.Context, s Step) error {

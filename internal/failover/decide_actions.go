@@ -24,10 +24,13 @@ type actionBoard struct {
 	byPool  map[string]map[cluster.ResourceID]cluster.Versioned[cluster.Action] // takes: pool → resource
 	keys    map[string]bool                                                     // node/name of every action there is
 	given   map[string]cluster.Versioned[cluster.Action]                        // finished give-backs: pool/resource
+	giving  map[string]bool                                                     // give-backs without an outcome: pool/path
+	paths   map[string]int                                                      // how often the pool holds a path
 	swaps   []cluster.Swap
 	steps   []Step
 	pending map[cluster.NodeID]cluster.Usage
 	toPlace []placing
+	view    *cluster.View
 }
 
 // placing is a resource that needs a node, and the action that gives way to the new one.
@@ -47,7 +50,7 @@ type placing struct {
 func decideActions(o *Observation, place Place) []Step {
 	b := &actionBoard{
 		o: o, byPool: map[string]map[cluster.ResourceID]cluster.Versioned[cluster.Action]{}, keys: map[string]bool{},
-		given: map[string]cluster.Versioned[cluster.Action]{}, pending: map[cluster.NodeID]cluster.Usage{},
+		given: map[string]cluster.Versioned[cluster.Action]{}, giving: map[string]bool{}, paths: map[string]int{}, pending: map[cluster.NodeID]cluster.Usage{},
 	}
 	for _, a := range o.Actions {
 		b.sort(a)
@@ -57,12 +60,19 @@ func decideActions(o *Observation, place Place) []Step {
 			b.followUp(a)
 		}
 	}
+	for _, l := range o.Pools {
+		for _, r := range l.Resources {
+			b.paths[r.Path]++
+		}
+	}
 	pools := slices.SortedFunc(maps.Keys(o.Pools), func(x, y cluster.PoolID) int { return strings.Compare(x.String(), y.String()) })
 	for _, p := range pools {
 		b.pool(p, o.Pools[p])
 	}
-	b.waiting(place)
+	// What waits comes last: it must not take the room of what was promised it,
+	// or two of them would drive each other out for ever.
 	b.place(place)
+	b.waiting(place)
 	if len(b.swaps) > 0 {
 		b.steps = append(b.steps, Step{Do: ActDispatch, Swaps: b.swaps, Reason: fmt.Sprintf("%d actions", len(b.swaps))})
 	}
@@ -86,24 +96,53 @@ func (b *actionBoard) sort(a cluster.Versioned[cluster.Action]) {
 		if have, dup := m[v.Resource]; !dup || have.Value.State == cluster.ActionDone {
 			m[v.Resource] = a
 		}
-		if v.State != cluster.ActionDone && v.Start {
-			u := b.pending[v.Node]
-			if u.Running == nil {
-				u.Running = map[cluster.Kind]int{}
-			}
-			u.Memory += v.Memory
-			u.Running[v.Resource.Kind()]++
-			b.pending[v.Node] = u
-		}
 	case cluster.VerbGiveBack:
-		if v.State == cluster.ActionDone && v.Outcome == cluster.OutcomeOK {
+		pool := cluster.PoolID{Node: v.Node}.String()
+		switch {
+		case v.State != cluster.ActionDone:
+			b.giving[pool+"/"+v.Path] = b.alive(v)
+		case v.Outcome == cluster.OutcomeOK:
 			name := v.Resource
 			if v.NewName != "" {
 				name = v.NewName
 			}
-			b.given[cluster.PoolID{Node: v.Node}.String()+"/"+string(name)] = a
+			b.given[pool+"/"+string(name)] = a
 		}
 	default:
+	}
+	if on, under := underWay(v); under {
+		b.expect(on, v.Resource.Kind(), v.Memory, 1)
+	}
+}
+
+// underWay tells whether an action is about to bring a running VE to a node, and to which.
+func underWay(v cluster.Action) (cluster.NodeID, bool) {
+	switch v.Verb {
+	case cluster.VerbTake, cluster.VerbStart:
+		return v.Node, v.State != cluster.ActionDone && v.Start
+	case cluster.VerbGiveBack:
+		return v.To, v.To != "" && (v.State != cluster.ActionDone || v.Outcome == cluster.OutcomeOK)
+	default:
+		return "", false
+	}
+}
+
+// expect counts VEs that are on their way to a node, so that their room is not
+// given away twice; a count of -1 takes one back.
+func (b *actionBoard) expect(on cluster.NodeID, kind cluster.Kind, memory cluster.Bytes, count int) {
+	u := b.pending[on]
+	if u.Running == nil {
+		u.Running = map[cluster.Kind]int{}
+	}
+	u.Memory += memory * cluster.Bytes(count)
+	u.Running[kind] += count
+	b.pending[on] = u
+}
+
+// unexpect takes back what an action that gives way counted.
+func (b *actionBoard) unexpect(v cluster.Action) {
+	if on, under := underWay(v); under {
+		b.expect(on, v.Resource.Kind(), v.Memory, -1)
 	}
 }
 
@@ -129,7 +168,7 @@ func (b *actionBoard) followUp(a cluster.Versioned[cluster.Action]) {
 		if taken && !b.inPool(v) {
 			b.swap(&a, nil)
 		}
-	case v.Outcome == cluster.OutcomeFailed && (v.Verb == cluster.VerbTake || v.Verb == cluster.VerbGiveBack && v.Failover != ""):
+	case v.Outcome == cluster.OutcomeFailed && (v.Verb == cluster.VerbTake || v.Verb == cluster.VerbGiveBack && (v.Failover != "" || v.Attempts > 0)):
 		b.afterFailure(a)
 	case v.Verb == cluster.VerbGiveBack && v.Outcome == cluster.OutcomeOK:
 		if !b.inGiven(v) && b.poolRead(cluster.PoolID{Node: v.Node}) {
@@ -228,13 +267,17 @@ func (b *actionBoard) pool(p cluster.PoolID, l cluster.Listing) {
 	if known && !f.Value.Phase.Sealed() {
 		return // sealed, but not recorded yet
 	}
-	for _, u := range l.Unparseable {
-		b.steps = append(b.steps, Step{Do: ActQuarantine, Failover: p, Unparseable: u, Reason: u.Err.Error()})
+	if n := len(l.Unparseable); n > 0 {
+		b.steps = append(b.steps, Step{Do: ActQuarantine, Failover: p, Unparseable: l.Unparseable, Reason: fmt.Sprintf("%d resource files cannot be read", n)})
 	}
 	if len(l.Resources) == 0 || b.o.Paths == nil || !b.answered(p, f) {
 		return
 	}
 	elsewhere := b.elsewhere()
+	if p.Incarnation == 0 {
+		// What the owner said before is out of date: it gives back what is proven stopped.
+		maps.DeleteFunc(elsewhere, func(_ string, on cluster.NodeID) bool { return on == p.Node })
+	}
 	for _, r := range l.Resources {
 		b.pooled(p, known, r, elsewhere)
 	}
@@ -278,23 +321,33 @@ func (b *actionBoard) pooled(p cluster.PoolID, known bool, r cluster.Resource, e
 	if p.Incarnation == 0 {
 		pl.reason = "given back by " + b.o.name(p.Node)
 	}
-	if g, ok := b.given[p.String()+"/"+string(r.ID)]; ok {
+	if p.Incarnation == 0 && b.giving[p.String()+"/"+r.Path] {
+		return // the answer, which says where it is to go, is on its way
+	}
+	g, gaveBack := b.given[p.String()+"/"+string(r.ID)]
+	if gaveBack {
+		b.unexpect(g.Value)
 		pl.old, pl.failover, pl.tried, pl.attempts, pl.want = &g, g.Value.Failover, g.Value.Tried, g.Value.Attempts, g.Value.To
 		pl.reason = g.Value.Reason
 	}
 	if a, ok := b.byPool[p.String()][r.ID]; ok {
-		if !b.replaceable(a) {
+		// A finished one from before it was given back says nothing about this time.
+		if !b.replaceable(a) && !(gaveBack && a.Value.State == cluster.ActionDone) {
 			return
 		}
+		b.unexpect(a.Value)
 		if pl.old != nil {
 			b.swap(pl.old, nil)
 		}
-		pl.old, pl.tried, pl.attempts = &a, a.Value.Tried, a.Value.Attempts
+		pl.old = &a
+		if !gaveBack {
+			pl.tried, pl.attempts = a.Value.Tried, a.Value.Attempts
+		}
 		if a.Value.Failover != "" {
 			pl.failover = a.Value.Failover
 		}
 	}
-	if at := b.o.Paths[r.Path]; len(at) > 0 {
+	if len(b.o.Paths[r.Path]) > 0 || b.paths[r.Path] > 1 {
 		return // two resources of one VE: held, shown as duplicate, never started twice
 	}
 	if on, runs := elsewhere[r.Path]; runs {
@@ -341,6 +394,9 @@ func (b *actionBoard) take(pl placing, on cluster.NodeID, start bool, policy, wa
 		return // another action for a resource of this name is under way there
 	}
 	b.keys[key] = true
+	if start {
+		b.expect(on, pl.res.Kind, pl.res.Memory, 1)
+	}
 	b.swap(pl.old, &cluster.Action{
 		Verb: cluster.VerbTake, Node: on, Inc: e.Value.Incarnation, Resource: pl.res.ID, Pool: pl.pool.String(),
 		Failover: pl.failover, Start: start, Path: pl.res.Path, Priority: &prio, Memory: pl.res.Memory,
@@ -389,7 +445,7 @@ func (b *actionBoard) place(place Place) {
 
 func (b *actionBoard) request() PlaceRequest {
 	req := PlaceRequest{
-		View: b.o.view(), Avoid: map[cluster.ResourceID][]cluster.NodeID{}, Pending: b.pending,
+		View: b.viewOnce(), Avoid: map[cluster.ResourceID][]cluster.NodeID{}, Pending: b.pending,
 		CPUPools: map[cluster.NodeID]string{}, Reserve: b.o.Reserve, Turn: int(b.o.Epoch),
 	}
 	for id, e := range b.o.Nodes {
@@ -421,35 +477,54 @@ func (b *actionBoard) fits(place Place, pl placing) bool {
 	return len(got) == 1 && got[0].To == pl.want
 }
 
-// keep registers a resource, stopped, on the master's node, or where that
-// cannot be on the first node that can hold its type.
+// keep registers a resource, stopped, on the node that an operator asked for,
+// else on the master's, or where that cannot be on the first node that can hold
+// its type. A node where it failed comes last, but before the pool: nobody looks
+// after what lies there.
 func (b *actionBoard) keep(pl placing, waiting, why string) {
-	holds := func(n cluster.Node) bool {
-		return n.Liveness == cluster.Active && len(n.Flags) == 0 && n.Mount == cluster.MountOK && slices.Contains(n.Kinds, pl.res.Kind) && !slices.Contains(pl.tried, n.ID)
+	rank := func(n cluster.Node) int {
+		switch {
+		case slices.Contains(pl.tried, n.ID):
+			return 4
+		case n.ID == pl.want && waiting == "":
+			return 1
+		case n.ID == b.o.Self:
+			return 2
+		}
+		return 3
 	}
-	var first cluster.NodeID
-	for _, n := range b.o.view().Nodes {
-		if !holds(n) {
-			continue
-		}
-		if n.ID == b.o.Self {
-			first = n.ID
-			break
-		}
-		if first == "" {
-			first = n.ID
+	var best *cluster.Node
+	nodes := b.viewOnce().Nodes
+	for i, n := range nodes {
+		holds := n.Liveness == cluster.Active && len(n.Flags) == 0 && n.Mount == cluster.MountOK && slices.Contains(n.Kinds, pl.res.Kind)
+		if holds && (best == nil || rank(n) < rank(*best)) {
+			best = &nodes[i]
 		}
 	}
-	if first == "" {
+	if best == nil {
 		return // it stays in the pool, where the next round finds it
 	}
-	b.take(pl, first, false, "", waiting, why)
+	b.take(pl, best.ID, false, "", waiting, why)
+}
+
+// viewOnce is the cluster as the policies see it, made once a round.
+func (b *actionBoard) viewOnce() cluster.View {
+	if b.view == nil {
+		v := b.o.view()
+		b.view = &v
+	}
+	return *b.view
 }
 
 // waiting gives resources that found no room another chance.
 func (b *actionBoard) waiting(place Place) {
 	var rs []cluster.Resource
+	elsewhere := b.elsewhere()
 	for _, r := range b.o.Waiting {
+		on, runs := elsewhere[r.Path]
+		if len(b.o.Paths[r.Path]) > 1 || b.paths[r.Path] > 0 || runs && on != r.Owner {
+			continue // it may run elsewhere: held, like a duplicate in the pool
+		}
 		if _, alive := b.o.Alive[r.Owner]; alive && r.ShouldRun() && !b.keys[string(r.Owner)+"/"+string(r.ID)] && !b.o.sealed(r.Owner, b.o.Alive[r.Owner].Value.Incarnation) {
 			rs = append(rs, r)
 		}
@@ -480,6 +555,7 @@ func (b *actionBoard) waiting(place Place) {
 			a.Verb, a.To, a.Reason = cluster.VerbGiveBack, p.To, "there is room on "+b.o.name(p.To)+" now: "+p.Reason
 		}
 		b.keys[string(r.Owner)+"/"+string(r.ID)] = true
+		b.expect(p.To, r.Kind, r.Memory, 1)
 		b.swap(nil, &a)
 	}
 }
@@ -500,8 +576,11 @@ func decideFinish(o *Observation, f cluster.Versioned[cluster.Failover]) []Step 
 			continue
 		}
 		switch v := a.Value; {
-		case v.State != cluster.ActionDone || v.Outcome == cluster.OutcomeFailed && v.Verb != cluster.VerbBreak, v.Verb == cluster.VerbGiveBack:
+		case v.State != cluster.ActionDone || v.Outcome == cluster.OutcomeFailed && v.Verb != cluster.VerbBreak:
 			open++
+		case v.Verb == cluster.VerbGiveBack && v.Outcome == cluster.OutcomeOK:
+			open++ // nobody has claimed it yet
+
 		case v.Outcome == cluster.OutcomeStarted:
 			next.Started++
 		case v.Outcome == cluster.OutcomeRegistered && v.Waiting != "":

@@ -110,12 +110,7 @@ func (e *Engine) Lead(ctx context.Context, t cluster.Term) error {
 		return err
 	}
 	e.Event(cluster.Event{Kind: "master", Subject: e.Self, Epoch: t.Epoch, Message: "became master"})
-	m := &term{
-		Engine: e, Term: t, lost: map[cluster.NodeID]boottime.Time{}, recovering: map[cluster.NodeID]boottime.Time{},
-		opened: map[cluster.FailoverID]boottime.Time{}, counted: map[cluster.FailoverID]boottime.Time{},
-		pools:  map[cluster.PoolID]bool{},
-		prover: &prover{methods: e.Methods, log: e.Log, metrics: e.Metrics, hint: e.Hint, runs: map[cluster.FailoverID]*proving{}},
-	}
+	m := e.newTerm(t)
 	defer m.prover.stop()
 	tick := time.NewTicker(roundEvery)
 	defer tick.Stop()
@@ -144,6 +139,15 @@ func (e *Engine) Lead(ctx context.Context, t cluster.Term) error {
 		case <-e.hints:
 		case <-tick.C:
 		}
+	}
+}
+
+func (e *Engine) newTerm(t cluster.Term) *term {
+	return &term{
+		Engine: e, Term: t, lost: map[cluster.NodeID]boottime.Time{}, recovering: map[cluster.NodeID]boottime.Time{},
+		opened: map[cluster.FailoverID]boottime.Time{}, counted: map[cluster.FailoverID]boottime.Time{},
+		pools:  map[cluster.PoolID]bool{},
+		prover: &prover{methods: e.Methods, log: e.Log, metrics: e.Metrics, hint: e.Hint, runs: map[cluster.FailoverID]*proving{}},
 	}
 }
 

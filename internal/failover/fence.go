@@ -112,13 +112,13 @@ func (p *prover) prove(ctx context.Context, run *proving, id cluster.FailoverID,
 }
 
 // state copies what has come of the methods, and ends those of failovers that
-// are none any more.
-func (p *prover) state(open map[cluster.FailoverID]bool) (map[cluster.FailoverID]Proof, map[cluster.FailoverID]string) {
+// want no proof now.
+func (p *prover) state(wanted map[cluster.FailoverID]bool) (map[cluster.FailoverID]Proof, map[cluster.FailoverID]string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	proofs, stuck := map[cluster.FailoverID]Proof{}, map[cluster.FailoverID]string{}
 	for id, run := range p.runs {
-		if !open[id] {
+		if !wanted[id] {
 			run.cancel()
 			delete(p.runs, id)
 			continue

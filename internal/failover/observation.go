@@ -157,7 +157,7 @@ type Step struct {
 	Mod         int64                                 // ActWithdraw: of recovering/
 	Delay       time.Duration                         // ActFence: before an agent may cut the power
 	Swaps       []cluster.Swap                        // ActDispatch, ActFinish
-	Unparseable cluster.Unparseable                   // ActQuarantine
+	Unparseable []cluster.Unparseable                 // ActQuarantine
 	Brake       *cluster.Brake                        // ActBrake; nil takes it away
 	Old         []cluster.Versioned[cluster.Failover] // ActForget
 }

@@ -79,12 +79,14 @@ func (m *term) remember(o *Observation, now boottime.Time) {
 			m.recovering[id] = now
 		}
 	}
-	unsealed := map[cluster.FailoverID]bool{}
+	fencing := map[cluster.FailoverID]bool{}
 	for id, f := range o.Failovers {
 		if _, seen := m.opened[id]; !seen {
 			m.opened[id] = now
 		}
-		unsealed[id] = !f.Value.Phase.Sealed()
+		// While it is held, or once it is proven, nothing goes on that could cut
+		// the power of a node which may be on its way back.
+		fencing[id] = f.Value.Proof == "" && (f.Value.Phase == cluster.PhaseFencing || f.Value.Phase == cluster.PhaseAwaitingFence)
 	}
 	for id := range m.opened {
 		if _, there := o.Failovers[id]; !there && id.Incarnation != 0 {
@@ -93,7 +95,7 @@ func (m *term) remember(o *Observation, now boottime.Time) {
 		}
 	}
 	o.LostSince, o.RecoveringSince, o.OpenSince, o.CountedAt = m.lost, m.recovering, m.opened, m.counted
-	o.Proofs, o.Stuck = m.prover.state(unsealed)
+	o.Proofs, o.Stuck = m.prover.state(fencing)
 }
 
 // observeMount reads the pool: everything at first and once in a while, and

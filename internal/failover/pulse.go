@@ -25,11 +25,14 @@ type Pulses struct {
 }
 
 // pulse is what was read of one node. Silence counts from the end of the read
-// that last saw something new, and every read in between must have succeeded.
+// that last saw something new up to the issue of the last read that saw nothing
+// new, and every read in between must have succeeded: time in which nothing was
+// read, because the mount hangs or this process was paused, says nothing.
 type pulse struct {
 	last    cluster.Heartbeat
 	newAt   boottime.Time // 0: only ever read once
 	since   boottime.Time // of the unbroken row of good reads that show this record
+	asked   boottime.Time // when the last read of that row was issued
 	reading bool
 }
 
@@ -79,6 +82,7 @@ func (p *Pulses) begin(n cluster.NodeID) bool {
 }
 
 func (p *Pulses) read(ctx context.Context, n cluster.NodeID, deadline time.Duration) {
+	begin := boottime.Now()
 	hb, err := p.Read(ctx, n, deadline)
 	now := boottime.Now()
 	p.mu.Lock()
@@ -87,7 +91,7 @@ func (p *Pulses) read(ctx context.Context, n cluster.NodeID, deadline time.Durat
 	if s == nil {
 		return
 	}
-	s.reading = false
+	s.reading, s.asked = false, begin
 	switch {
 	case err != nil:
 		s.since = 0 // unknown, never silent: the wait begins anew
@@ -112,7 +116,7 @@ func (p *Pulses) Of(n cluster.NodeID) Pulse {
 		return PulseUnknown
 	case s.newAt != 0 && boottime.Since(s.newAt) <= t.Silence():
 		return PulseBeats
-	case s.since != 0 && boottime.Since(s.since) > t.Silence():
+	case s.since != 0 && s.asked.Sub(s.since) > t.Silence() && boottime.Since(s.asked) <= t.Silence():
 		return PulseSilent
 	}
 	return PulseUnknown
