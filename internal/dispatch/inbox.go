@@ -97,7 +97,8 @@ func (i *Inbox) write(ctx context.Context, lease int64, was []etcd.Entry[cluster
 	}
 	ctx, cancel := context.WithTimeout(ctx, etcd.RequestTimeout)
 	defer cancel()
-	resp, err := i.client.Txn(ctx).If(cmps...).Then(ops...).Else(clientv3.OpGet(i.keys.Alive(i.node), clientv3.WithKeysOnly())).Commit()
+	// The whole key: an answer with keys only does not tell the lease.
+	resp, err := i.client.Txn(ctx).If(cmps...).Then(ops...).Else(clientv3.OpGet(i.keys.Alive(i.node))).Commit()
 	if err != nil {
 		return fmt.Errorf("write %d actions: %w", len(now), err)
 	}
@@ -161,7 +162,7 @@ func Ask(ctx context.Context, cl *clientv3.Client, keys etcd.Layout, a cluster.A
 	}, []clientv3.Op{clientv3.OpPut(key, val)})
 	switch {
 	case errors.Is(err, etcd.ErrConflict):
-		if _, ok, rerr := readAction(ctx, cl, key); rerr == nil && ok {
+		if _, ok, _ := readAction(ctx, cl, key); ok { // also one that cannot be read is in the way
 			return a, ErrBusy
 		}
 		return a, ErrNodeAway

@@ -12,6 +12,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/shaman-ha/shaman/internal/cluster"
 	"github.com/shaman-ha/shaman/internal/etcd"
@@ -145,13 +146,14 @@ func (l *Ledger) swap(s cluster.Swap) ([]clientv3.Cmp, []clientv3.Op, error) {
 // parallelTxns is how many transactions of one call are under way at once.
 const parallelTxns = 4
 
-// Apply carries out swaps, in order of their batches, a batch being all or
-// nothing. A batch with a conflict is tried one by one, so that one stale
+// Apply carries out swaps in batches, several side by side, a batch being all
+// or nothing. A batch with a conflict is tried one by one, so that one stale
 // action does not hold the others. It returns how many took effect, and an
-// error for the rest (etcd.ErrDeposed ends it at once).
+// error for the rest (any but etcd.ErrConflict ends it at once).
 func (l *Ledger) Apply(ctx context.Context, term cluster.Term, swaps []cluster.Swap) (int, error) {
 	const perBatch = etcd.MaxOps / 2 // a swap is at most two operations
 	done := make([]int, (len(swaps)+perBatch-1)/perBatch)
+	stale := make([][]error, len(done)) // an error of the group would end the other batches
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallelTxns)
 	for i := range done {
@@ -162,24 +164,30 @@ func (l *Ledger) Apply(ctx context.Context, term cluster.Term, swaps []cluster.S
 				done[i] = len(batch)
 				return nil
 			}
-			if !errors.Is(err, etcd.ErrConflict) || len(batch) == 1 {
+			if !errors.Is(err, etcd.ErrConflict) {
 				return err
 			}
-			var errs []error
+			if len(batch) == 1 {
+				stale[i] = []error{err}
+				return nil
+			}
 			for j := range batch {
 				switch err := l.applyAll(gctx, term, batch[j:j+1]); {
 				case err == nil:
 					done[i]++
 				case errors.Is(err, etcd.ErrConflict):
-					errs = append(errs, err)
+					stale[i] = append(stale[i], err)
 				default:
 					return err
 				}
 			}
-			return errors.Join(errs...)
+			return nil
 		})
 	}
 	err := g.Wait()
+	if err == nil {
+		err = errors.Join(slices.Concat(stale...)...)
+	}
 	n := 0
 	for _, d := range done {
 		n += d

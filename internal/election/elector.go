@@ -271,16 +271,13 @@ func (e *Elector) guard(ctx context.Context, t cluster.Term) error {
 	}
 }
 
-// watchOwn closes gone when our key is deleted by anybody.
+// watchOwn closes gone when our key is deleted by anybody. Each watch begins
+// with a look: what a broken watch missed may be compacted away.
 func (e *Elector) watchOwn(ctx context.Context, t cluster.Term, gone chan<- struct{}) {
-	rev := int64(t.Epoch) + 1
 	for ctx.Err() == nil {
-		for resp := range e.Client.Watch(clientv3.WithRequireLeader(ctx), t.Key, clientv3.WithRev(rev), clientv3.WithFilterPut()) {
-			if resp.Err() != nil {
-				rev = max(rev, resp.CompactRevision)
-				break
-			}
-			if len(resp.Events) > 0 {
+		rev, there, err := e.look(ctx, t)
+		if err == nil {
+			if !there || e.awaitOwnDelete(ctx, t.Key, rev) {
 				close(gone)
 				return
 			}
@@ -290,6 +287,27 @@ func (e *Elector) watchOwn(ctx context.Context, t cluster.Term, gone chan<- stru
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
+}
+
+// look tells whether our key is still there, at a revision.
+func (e *Elector) look(ctx context.Context, t cluster.Term) (rev int64, there bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, etcd.RequestTimeout)
+	defer cancel()
+	resp, err := e.Client.Get(ctx, t.Key, clientv3.WithKeysOnly())
+	if err != nil {
+		return 0, false, fmt.Errorf("look for the own election key: %w", err)
+	}
+	return resp.Header.Revision, len(resp.Kvs) == 1 && resp.Kvs[0].CreateRevision == int64(t.Epoch), nil
+}
+
+// awaitOwnDelete tells whether our key was deleted after rev; false: the watch ended before.
+func (e *Elector) awaitOwnDelete(ctx context.Context, key string, rev int64) bool {
+	for resp := range e.Client.Watch(clientv3.WithRequireLeader(ctx), key, clientv3.WithRev(rev+1), clientv3.WithFilterPut()) {
+		if resp.Err() == nil && len(resp.Events) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // resign deletes our key, so that the next candidate need not wait for the end

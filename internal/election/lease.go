@@ -42,6 +42,9 @@ type Lease struct {
 // rests on that number.
 func Grant(ctx context.Context, cl *clientv3.Client, timing cluster.Timing, log *zap.Logger) (*Lease, error) {
 	want := int64(timing.Lease / time.Second)
+	if time.Duration(want)*time.Second != timing.Lease {
+		return nil, fmt.Errorf("get a lease of %v (LOCK_TIMEOUT): etcd counts in whole seconds", timing.Lease)
+	}
 	ctx, cancel := context.WithTimeout(ctx, etcd.RequestTimeout)
 	defer cancel()
 	sent := boottime.Now()
@@ -67,7 +70,7 @@ func Resume(ctx context.Context, cl *clientv3.Client, timing cluster.Timing, id 
 		return nil, ErrLost
 	case err != nil:
 		return nil, fmt.Errorf("resume lease %x: %w", id, err)
-	case resp.TTL != int64(timing.Lease/time.Second):
+	case time.Duration(resp.TTL)*time.Second != timing.Lease:
 		// LOCK_TIMEOUT was changed: the old lease does not fit the numbers of today.
 		return nil, ErrLost
 	}
@@ -135,8 +138,10 @@ func (l *Lease) renewed(sent boottime.Time) {
 	if l.ended {
 		return
 	}
-	if sent > l.validUntil {
-		l.gap = sent
+	// By the moment of the answer, which may come late: until then nobody could
+	// prove validity.
+	if now := boottime.Now(); now >= l.validUntil {
+		l.gap = now
 	}
 	l.validUntil = max(l.validUntil, sent.Add(l.timing.Lease-l.timing.Margin))
 }

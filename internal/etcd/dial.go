@@ -36,11 +36,14 @@ const (
 	// of a client with a hung member fail for ever.
 	dialKeepAlive        = 10 * time.Second
 	dialKeepAliveTimeout = 3 * time.Second
-	// reconnect is b of the timing relations: how long a reconnect waits at first.
+	// reconnect is b of the timing relations: the longest pause before the next
+	// try of a connection, however long etcd was away. A pause that grows would
+	// make a cut of half of a lease end its validity.
 	reconnect = 100 * time.Millisecond
 )
 
 // Dial prepares a client. It does not wait for etcd: the first request does.
+// With a user name it does wait, since the client asks for its token at once.
 // Certificates are read from disk at each handshake, so that they can be
 // replaced under a running daemon.
 func Dial(o Options) (*clientv3.Client, error) {
@@ -54,7 +57,7 @@ func Dial(o Options) (*clientv3.Client, error) {
 		Logger:               o.Logger,
 		Username:             o.Username,
 		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: reconnect, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+			Backoff:           pace(),
 			MinConnectTimeout: time.Second,
 		})},
 	}
@@ -74,9 +77,16 @@ func Dial(o Options) (*clientv3.Client, error) {
 	}
 	cl, err := clientv3.New(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("prepare the etcd client for %s: %w", strings.Join(o.Endpoints, ","), err)
+		return nil, fmt.Errorf("prepare the etcd client for %s: %w", strings.Join(o.Endpoints, ","), Explain(err))
 	}
 	return cl, nil
+}
+
+// pace is the constant pause between two tries of a connection; with its jitter
+// it is at most reconnect.
+func pace() backoff.Config {
+	const d = reconnect * 5 / 6
+	return backoff.Config{BaseDelay: d, Multiplier: 1, Jitter: 0.2, MaxDelay: d}
 }
 
 func tlsConfig(o Options) (*tls.Config, error) {
@@ -116,10 +126,19 @@ func Explain(err error) error {
 	case errors.Is(err, rpctypes.ErrNoSpace), errors.Is(err, rpctypes.ErrGRPCNoSpace):
 		return fmt.Errorf("etcd is full and accepts no writes; compact and defragment it, then run 'etcdctl alarm disarm': %w", err)
 	case errors.Is(err, rpctypes.ErrAuthFailed), errors.Is(err, rpctypes.ErrUserEmpty), errors.Is(err, rpctypes.ErrPermissionDenied),
-		errors.Is(err, rpctypes.ErrInvalidAuthToken), status.Code(err) == codes.Unauthenticated, status.Code(err) == codes.PermissionDenied:
+		errors.Is(err, rpctypes.ErrInvalidAuthToken), code(err) == codes.Unauthenticated, code(err) == codes.PermissionDenied:
 		return fmt.Errorf("etcd refuses this user; check ETCD_USERNAME, ETCD_PASSWORD_FILE and the user's role: %w", err)
-	case errors.Is(err, context.DeadlineExceeded), status.Code(err) == codes.Unavailable, status.Code(err) == codes.DeadlineExceeded:
+	case errors.Is(err, context.DeadlineExceeded), code(err) == codes.Unavailable, code(err) == codes.DeadlineExceeded:
 		return fmt.Errorf("etcd does not answer; check ETCD_ENDPOINTS, the network and 'etcdctl endpoint health': %w", err)
 	}
 	return err
+}
+
+// code is the class of an error, as etcd's client or grpc tells it. The former's
+// errors ("no leader", "request timed out" without a quorum) are no statuses.
+func code(err error) codes.Code {
+	if e, ok := errors.AsType[rpctypes.EtcdError](err); ok {
+		return e.Code()
+	}
+	return status.Code(err)
 }

@@ -75,3 +75,6 @@ func (l Layout) Confirms() string { return l.prefix + "confirms/" }
 
 // Confirm is an operator's word for one failover.
 func (l Layout) Confirm(id cluster.FailoverID) string { return l.Confirms() + id.String() }
+
+// Identity is the uuid of the mount that this cluster lives on.
+func (l Layout) Identity() string { return l.prefix + "identity" }

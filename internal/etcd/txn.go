@@ -53,6 +53,9 @@ func Commit(ctx context.Context, cl *clientv3.Client, cmps []clientv3.Cmp, ops [
 // CommitAs is Commit for a master: the guard is the first compare, and a failed
 // transaction tells a deposed master from a conflict.
 func CommitAs(ctx context.Context, cl *clientv3.Client, t cluster.Term, cmps []clientv3.Cmp, ops []clientv3.Op) (int64, error) {
+	if t.Epoch == 0 {
+		return 0, ErrDeposed // no mastership at all; the guard would hold for a key that is absent
+	}
 	ctx, cancel := context.WithTimeout(ctx, RequestTimeout)
 	defer cancel()
 	all := append([]clientv3.Cmp{Guard(t)}, cmps...)

@@ -13,27 +13,35 @@ import (
 
 // OwnFailovers reads the failovers of one node; the serial of each is its create revision.
 func (m *Members) OwnFailovers(ctx context.Context, id cluster.NodeID) ([]cluster.Versioned[cluster.Failover], error) {
+	own, _, err := m.ownFailovers(ctx, id)
+	return own, err
+}
+
+// ownFailovers also returns the store revision of the answer, which is above
+// the serial of every failover so far, and below that of every later one.
+func (m *Members) ownFailovers(ctx context.Context, id cluster.NodeID) ([]cluster.Versioned[cluster.Failover], int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, etcd.RequestTimeout)
 	defer cancel()
 	resp, err := m.client.Get(ctx, m.keys.FailoversOf(id), clientv3.WithPrefix())
 	if err != nil {
-		return nil, fmt.Errorf("read the failovers of node %s: %w", id, err)
+		return nil, 0, fmt.Errorf("read the failovers of node %s: %w", id, err)
 	}
 	var out []cluster.Versioned[cluster.Failover]
 	for _, kv := range resp.Kvs {
 		f := cluster.Versioned[cluster.Failover]{Raw: kv.Value, Create: kv.CreateRevision, Mod: kv.ModRevision}
 		if err := json.Unmarshal(kv.Value, &f.Value); err != nil {
-			return nil, fmt.Errorf("read failover %s: %w", kv.Key, err)
+			return nil, 0, fmt.Errorf("read failover %s: %w", kv.Key, err)
 		}
 		out = append(out, f)
 	}
-	return out, nil
+	return out, resp.Header.Revision, nil
 }
 
 // Admit lets a node in, by one transaction: its record is as read, no failover
 // of it is in a phase before the seal, and its alive key is absent or held by
-// its own former lease. It returns the highest serial of the node's failovers:
-// no order up to it is obeyed any more.
+// its own former lease. It returns a serial up to which no order is obeyed any
+// more: it covers all failovers of the node so far, also the withdrawn ones,
+// whose keys are gone, and none that may follow.
 //
 // Errors: ErrNotJoined, ErrFailoverOpen, ErrOtherHolder; etcd.ErrConflict if
 // something changed in between (try again); anything else is unknown.
@@ -45,12 +53,11 @@ func (m *Members) Admit(ctx context.Context, a cluster.Admission) (serial int64,
 	if a.Incarnation < rec.Incarnation {
 		return 0, fmt.Errorf("admit node %s with incarnation %d: etcd knows %d; the mount and etcd disagree", a.Node, a.Incarnation, rec.Incarnation)
 	}
-	own, err := m.OwnFailovers(ctx, a.Node)
+	own, serial, err := m.ownFailovers(ctx, a.Node)
 	if err != nil {
 		return 0, err
 	}
 	cmps := []clientv3.Cmp{etcd.Unchanged(m.keys.Node(a.Node), mod)}
-	serial = rec.Serial
 	for _, f := range own {
 		if !f.Value.Phase.Sealed() && f.Value.Phase != cluster.PhaseWithdrawn {
 			return 0, fmt.Errorf("%w (failover %s, phase %s)", ErrFailoverOpen, f.Value.ID(), f.Value.Phase)
@@ -58,7 +65,6 @@ func (m *Members) Admit(ctx context.Context, a cluster.Admission) (serial int64,
 		if f.Value.Inc >= a.Incarnation {
 			return 0, fmt.Errorf("admit node %s with incarnation %d: that one was failed over", a.Node, a.Incarnation)
 		}
-		serial = max(serial, f.Create)
 		cmps = append(cmps, etcd.Unchanged(m.keys.Failover(f.Value.ID()), f.Mod))
 	}
 	// The only failover that could be opened in between is that of the recorded incarnation.

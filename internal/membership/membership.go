@@ -113,15 +113,19 @@ func (m *Members) Update(ctx context.Context, id cluster.NodeID, f func(*cluster
 		if err != nil {
 			return err
 		}
+		was, err := etcd.Encode(rec)
+		if err != nil {
+			return err
+		}
 		if err := f(&rec); err != nil {
 			return err
+		}
+		if is, err := etcd.Encode(rec); err != nil || is == was {
+			return err // nil if there is nothing to write
 		}
 		val, err := etcd.Merge(raw, rec)
 		if err != nil {
 			return err
-		}
-		if val == string(raw) {
-			return nil
 		}
 		_, err = etcd.Commit(ctx, m.client, []clientv3.Cmp{etcd.Unchanged(m.keys.Node(id), mod)}, []clientv3.Op{clientv3.OpPut(m.keys.Node(id), val)})
 		if err == nil {
