@@ -62,6 +62,9 @@ type ResourceID string
 // into a file name of 255 bytes.
 const maxName = 200
 
+// maxID bounds a whole id: with ".reason" it is a file name of 255 bytes.
+const maxID = 248
+
 // MakeResourceID encodes a VE's kind and name. A name over 200 encoded bytes
 // keeps its first 160 and gets "~" and a hash of the whole; a name is never
 // left ending in ".reason", which is taken by quarantine.
@@ -93,8 +96,8 @@ func ParseResourceID(s string) (ResourceID, error) {
 	if !ok || kind == "" || name == "" {
 		return "", fmt.Errorf("resource %q: want <type>-<name>, such as vm-web or ct-101", s)
 	}
-	if strings.HasPrefix(s, ".") || strings.HasSuffix(s, ".reason") || len(s) > 250 {
-		return "", fmt.Errorf("resource %q: a name does not start with '.', does not end in '.reason' and has at most 250 bytes", s)
+	if strings.HasPrefix(s, ".") || strings.HasSuffix(s, ".reason") || len(s) > maxID {
+		return "", fmt.Errorf("resource %q: a name does not start with '.', does not end in '.reason' and has at most %d bytes", s, maxID)
 	}
 	for _, c := range kind {
 		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '_' {

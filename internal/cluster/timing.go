@@ -14,15 +14,18 @@ type Timing struct {
 	SelfFence time.Duration // P
 }
 
-// fiveSeconds is the lease below which the tight set of numbers holds.
-const fiveSeconds = 5 * time.Second
+// shortLease is the lease from which on down the tight set of numbers holds
+// (design: section 12).
+const shortLease = 5 * time.Second
 
 // NewTiming derives the numbers from LOCK_TIMEOUT; heartbeat and selfFence of 0
 // take their defaults.
 func NewTiming(lease, heartbeat, selfFence time.Duration) Timing {
 	t := Timing{Lease: lease, Renew: lease / 5, Heartbeat: heartbeat, SelfFence: selfFence}
-	if lease < fiveSeconds {
+	if lease <= shortLease {
 		t.Renew = lease / 8
+	}
+	if lease < shortLease {
 		t.Margin = lease / 10
 	} else {
 		t.Margin = max(500*time.Millisecond, lease/10) + lease/500
@@ -44,4 +47,4 @@ func (t Timing) Silence() time.Duration { return 4*t.Heartbeat + t.Probe }
 
 // Settle is how long a new master, or one whose etcd was away, leaves alone the
 // nodes whose heartbeat goes on.
-func (t Timing) Settle() time.Duration { return t.Lease + fiveSeconds }
+func (t Timing) Settle() time.Duration { return t.Lease + 5*time.Second }

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -35,14 +36,14 @@ func ParseCluster(set map[string]string, nodes int) (Cluster, []Warning, error) 
 	c := Cluster{text: map[string]string{}}
 	var warns []Warning
 	var errs []error
-	for k := range set {
+	for _, k := range slices.Sorted(maps.Keys(set)) {
 		if _, known := find(clusterKeys, k); !known {
 			errs = append(errs, errors.New(unknown(clusterKeys, k)))
 		}
 	}
 	for _, k := range clusterKeys {
 		v, given := set[k.Name]
-		if !given {
+		if !given || v == "" {
 			v = k.Default
 		}
 		c.text[k.Name] = v
@@ -92,7 +93,9 @@ func (c *Cluster) set(key, v string, warns *[]Warning) (err error) {
 			err = fmt.Errorf("%q is not allowed; want whole seconds from 2 to 3600", v)
 		}
 	case "SELF_FENCE_TIMEOUT":
-		dur(&c.SelfFenceTimeout)
+		if dur(&c.SelfFenceTimeout); err == nil && c.SelfFenceTimeout == 0 {
+			err = fmt.Errorf("%q is not allowed; want more than 0, or nothing for LOCK_TIMEOUT", v)
+		}
 	case "WATCHDOG_TIMEOUT":
 		dur(&c.WatchdogTimeout)
 	case "WATCHDOG_TRUST_VIRTUAL":
@@ -152,6 +155,9 @@ func (c *Cluster) set(key, v string, warns *[]Warning) (err error) {
 	case "LEASE_CHECK_TIMEOUT_FOR_SLAVE":
 		dur(&c.Patience)
 	case "LEASE_CHECK_TIMEOUT_FOR_MASTER", "WATCHDOG_ACTION":
+		if key != "WATCHDOG_ACTION" {
+			_, err = ParseDuration(v)
+		}
 		*warns = append(*warns, Warning(key+" is accepted for compatibility and has no effect"))
 	}
 	return err

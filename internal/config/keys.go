@@ -31,7 +31,7 @@ var localKeys = []Key{
 	{"CLUSTER_NAME", "", "letters, digits, '.', '_' and '-', at most 63", "Name of the cluster. Required."},
 	{"CLUSTER_MOUNT", "", "an absolute path", "Where the shared file system is mounted, the same on every node. Required."},
 	{"HOST_ID", "", "16 hexadecimal digits", "This node's id. Else /etc/vstorage/host_id, else one is made once and kept in STATE_DIR."},
-	{"NODE_NAME", "", "a name without blanks or slashes", "Name of the node for people. The host's name if not set."},
+	{"NODE_NAME", "", "a name without blanks, commas or slashes", "Name of the node for people. The host's name if not set."},
 	{"NODE_ADDRESS", "", "an address or name", "Address of the node for people. NODE_NAME if not set."},
 	{"ETCD_ENDPOINTS", "", "host:port or URLs, joined by commas", "The members of etcd. Required."},
 	{"ETCD_CACERT", "", "a file", "Certificates that etcd's own must be signed by."},

@@ -125,7 +125,9 @@ func (l *Local) set(key, v string) (err error) {
 			err = fmt.Errorf("%q is not allowed; want letters, digits, '.', '_' and '-', at most 63", v)
 		}
 	case "CLUSTER_MOUNT":
-		l.ClusterMount, err = absolute(v)
+		if v != "" { // check says that it is missing
+			l.ClusterMount, err = absolute(v)
+		}
 	case "HOST_ID":
 		if l.HostID = v; v != "" {
 			_, err = cluster.ParseNodeID(v)
@@ -199,7 +201,7 @@ func (l *Local) set(key, v string) (err error) {
 }
 
 func absolute(v string) (string, error) {
-	if v != "" && !filepath.IsAbs(v) {
+	if !filepath.IsAbs(v) {
 		return v, fmt.Errorf("%q is not allowed; want an absolute path", v)
 	}
 	return filepath.Clean(v), nil
@@ -227,18 +229,21 @@ func (l *Local) check(path string) (errs []error) {
 			errs = append(errs, fmt.Errorf("%s: %s is missing; it is required", path, k))
 		}
 	}
-	if (l.EtcdCert == "") != (l.EtcdKey == "") {
-		errs = append(errs, fmt.Errorf("%s: ETCD_CERT and ETCD_KEY need each other", path))
-	}
-	if (l.EtcdUsername == "") != (l.EtcdPasswordFile == "") {
-		errs = append(errs, fmt.Errorf("%s: ETCD_USERNAME and ETCD_PASSWORD_FILE need each other", path))
+	for _, pair := range [][2]string{{"ETCD_CERT", "ETCD_KEY"}, {"ETCD_USERNAME", "ETCD_PASSWORD_FILE"}} {
+		given := pair[0]
+		if l.text[given] == "" {
+			given = pair[1]
+		}
+		if (l.text[pair[0]] == "") != (l.text[pair[1]] == "") {
+			errs = append(errs, fmt.Errorf("%s: %s and %s need each other", l.from[given], pair[0], pair[1]))
+		}
 	}
 	if l.EtcdPasswordFile != "" {
 		st, err := os.Stat(l.EtcdPasswordFile)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("ETCD_PASSWORD_FILE: %w", err))
+			errs = append(errs, fmt.Errorf("%s: ETCD_PASSWORD_FILE: %w; want a file of mode 0600", l.from["ETCD_PASSWORD_FILE"], err))
 		} else if st.Mode().Perm()&0o077 != 0 {
-			errs = append(errs, fmt.Errorf("ETCD_PASSWORD_FILE: %s may be read by others (mode %04o); run 'chmod 600 %s'", l.EtcdPasswordFile, st.Mode().Perm(), l.EtcdPasswordFile))
+			errs = append(errs, fmt.Errorf("%s: ETCD_PASSWORD_FILE: %s may be read by others (mode %04o); run 'chmod 600 %s'", l.from["ETCD_PASSWORD_FILE"], l.EtcdPasswordFile, st.Mode().Perm(), l.EtcdPasswordFile))
 		}
 	}
 	if l.NodeAddress == "" {

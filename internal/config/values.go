@@ -11,10 +11,14 @@ import (
 	"github.com/shaman-ha/shaman/internal/cluster"
 )
 
+// maxDuration keeps sums of a few durations, which the relations between
+// time-outs are made of, far from an overflow.
+const maxDuration = 1e9 * time.Second
+
 // ParseDuration reads a bare number as seconds, or a number with a unit.
 func ParseDuration(s string) (time.Duration, error) {
 	if n, err := strconv.ParseFloat(s, 64); err == nil {
-		if n < 0 || math.IsNaN(n) || n > 1e9 {
+		if n < 0 || math.IsNaN(n) || n > maxDuration.Seconds() {
 			return 0, fmt.Errorf("%q is out of range", s)
 		}
 		return time.Duration(n * float64(time.Second)), nil
@@ -22,6 +26,9 @@ func ParseDuration(s string) (time.Duration, error) {
 	d, err := time.ParseDuration(s)
 	if err != nil || d < 0 {
 		return 0, fmt.Errorf("%q is no duration; want %s", s, durations)
+	}
+	if d > maxDuration {
+		return 0, fmt.Errorf("%q is out of range", s)
 	}
 	return d, nil
 }

@@ -65,14 +65,14 @@ func ParseDocument(name string, data []byte) (Document, error) {
 	}
 	lines := strings.Split(strings.TrimSuffix(string(data), "\n"), "\n")
 	d := Document{Path: strings.TrimSuffix(lines[0], "\r")}
-	if !path.IsAbs(d.Path) {
+	if !path.IsAbs(d.Path) || strings.Contains(d.Path, "\r") {
 		return fail(1, "the first line is %q; want the absolute path of the VE", clip(d.Path))
 	}
 	seen := map[string]int{}
-	for i, text := range lines[1:] {
-		text = strings.TrimSuffix(text, "\r")
+	for i, raw := range lines[1:] {
+		text := strings.TrimSuffix(raw, "\r")
 		if text == "" || text[0] == '#' {
-			d.lines = append(d.lines, line{text: text})
+			d.lines = append(d.lines, line{text: raw})
 			continue
 		}
 		key, value, ok := strings.Cut(text, "=")
@@ -86,6 +86,9 @@ func ParseDocument(name string, data []byte) (Document, error) {
 			return fail(i+2, "%s is set a second time, first in line %d", key, first)
 		}
 		seen[key] = i + 2
+		if !isKnown(key) {
+			text = raw
+		}
 		d.lines = append(d.lines, line{key: key, text: text})
 	}
 	return d, nil

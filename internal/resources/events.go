@@ -1,7 +1,6 @@
 package resources
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -56,15 +55,20 @@ func (e *EventLog) Add(ev cluster.Event) {
 // Run writes queued events, many at a time, until the context ends.
 func (e *EventLog) Run(ctx context.Context) error {
 	for {
+		var batch []cluster.Event
 		select {
 		case <-ctx.Done():
-			wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-			defer cancel()
-			e.drain(wctx, nil)
-			return context.Cause(ctx)
 		case ev := <-e.queue:
-			e.drain(ctx, []cluster.Event{ev})
+			batch = []cluster.Event{ev}
 		}
+		if ctx.Err() == nil {
+			e.drain(ctx, batch)
+			continue
+		}
+		wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		e.drain(wctx, batch)
+		return context.Cause(ctx)
 	}
 }
 
@@ -103,11 +107,18 @@ func (e *EventLog) write(ctx context.Context, batch []cluster.Event) error {
 				return err
 			}
 		}
-		f, err := os.OpenFile(file, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
+		f, err := os.OpenFile(file, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o644)
 		if err != nil {
 			return err
 		}
-		_, err = f.Write(b.Bytes())
+		data := b.Bytes()
+		if st, err := f.Stat(); err == nil && st.Size() > 0 {
+			var last [1]byte
+			if _, err := f.ReadAt(last[:], st.Size()-1); err == nil && last[0] != '\n' {
+				data = append([]byte{'\n'}, data...) // a write that ended half way spoils its own line only
+			}
+		}
+		_, err = f.Write(data)
 		return errors.Join(err, f.Close())
 	})
 }
@@ -129,6 +140,10 @@ func (s *Store) Events(ctx context.Context) (out []cluster.Event, damaged int, e
 			if !strings.HasSuffix(name, ".jsonl") && !strings.HasSuffix(name, ".jsonl.1") {
 				continue
 			}
+			if st, err := os.Lstat(filepath.Join(dir, name)); err == nil && !st.Mode().IsRegular() {
+				a.damaged++
+				continue
+			}
 			data, err := os.ReadFile(filepath.Join(dir, name))
 			if errors.Is(err, fs.ErrNotExist) {
 				continue
@@ -136,11 +151,12 @@ func (s *Store) Events(ctx context.Context) (out []cluster.Event, damaged int, e
 			if err != nil {
 				return a, err
 			}
-			sc := bufio.NewScanner(bytes.NewReader(data))
-			sc.Buffer(nil, 1<<20)
-			for sc.Scan() {
+			for line := range bytes.Lines(data) {
+				if len(bytes.TrimSpace(line)) == 0 {
+					continue
+				}
 				var ev cluster.Event
-				if json.Unmarshal(sc.Bytes(), &ev) != nil {
+				if json.Unmarshal(line, &ev) != nil {
 					a.damaged++
 					continue
 				}

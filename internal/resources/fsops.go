@@ -60,6 +60,9 @@ func syncDir(dir string) error {
 // open: network file systems revalidate their caches at that moment.
 func readBounded(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) {
+		return nil, &ParseError{Path: path, Msg: "a symbolic link, socket or device; a resource is a regular file"}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -144,31 +147,36 @@ func exists(path string) (bool, error) {
 	return err == nil, err
 }
 
+// errNowhere is returned by move if a fresh look found the name in neither
+// place. It is not fs.ErrNotExist, which a look that failed may well return: a
+// parent directory that is missing (the mount is gone) proves nothing.
+var errNowhere = errors.New("it is in neither place")
+
 // move renames and, after any error, finds out by looking what became of it:
-// done means that the name is at its destination now. An error with done false
-// means that it is not known; fs.ErrNotExist that it is in neither place.
-func move(from, to string) (done bool, err error) {
-	rerr := unix.Rename(from, to)
+// nil means that the name is at its destination now, errNowhere that it is in
+// neither place. After any other error it is not known.
+func (s *Store) move(from, to string) error {
+	rerr := s.rename(from, to)
 	if rerr == nil {
-		return true, nil
+		return nil
 	}
 	if err := errors.Join(touch(filepath.Dir(from)), touch(filepath.Dir(to))); err != nil {
-		return false, errors.Join(rerr, err)
+		return fmt.Errorf("rename %s to %s: %w; what became of it is not known: %w", from, to, rerr, err)
 	}
 	at, err := exists(to)
 	if err != nil {
-		return false, errors.Join(rerr, err)
+		return errors.Join(rerr, err)
 	}
 	still, err := exists(from)
 	switch {
 	case err != nil:
-		return false, errors.Join(rerr, err)
+		return errors.Join(rerr, err)
 	case still:
-		return false, &os.LinkError{Op: "rename", Old: from, New: to, Err: rerr}
+		return &os.LinkError{Op: "rename", Old: from, New: to, Err: rerr}
 	case at:
-		return true, nil
+		return nil
 	}
-	return false, fmt.Errorf("rename %s: it is neither there nor at %s: %w", from, to, fs.ErrNotExist)
+	return fmt.Errorf("rename %s to %s: %w", from, to, errNowhere)
 }
 
 func syncfs(dir string) error {

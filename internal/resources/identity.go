@@ -60,8 +60,12 @@ func (s *Store) readIdentity() (id Identity, dev uint64, err error) {
 	if err != nil {
 		return id, 0, err
 	}
-	if err := json.Unmarshal(bytes.TrimSpace(data), &id); err != nil || id.UUID == "" {
-		return id, 0, fmt.Errorf("%s is damaged (%v); restore it from a backup, its uuid identifies the cluster", s.identityFile(), err)
+	err = json.Unmarshal(bytes.TrimSpace(data), &id)
+	if err == nil && id.UUID == "" {
+		err = errors.New("it has no uuid")
+	}
+	if err != nil {
+		return Identity{}, 0, fmt.Errorf("%s is damaged: %w; restore it from a backup, its uuid identifies the cluster", s.identityFile(), err)
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(s.root, &st); err != nil {

@@ -36,7 +36,6 @@ type cached struct {
 	ctime unix.Timespec
 	res   cluster.Resource
 	err   error
-	seen  uint64 // number of the listing that saw it last
 }
 
 func newCache() cache { return cache{mu: &sync.Mutex{}, files: map[string]cached{}} }
@@ -100,7 +99,10 @@ func (s *Store) list(dir string, owner cluster.NodeID, forced bool) (Listing, er
 	if err != nil {
 		return l, err
 	}
-	if l.Inc, l.HasInc, err = readInc(dir); err != nil {
+	// An .inc that cannot be parsed counts as none: nobody claims from such a
+	// directory, and all others are still read. Who owns it asks mustOwn.
+	var pe *ParseError
+	if l.Inc, l.HasInc, err = readInc(dir); err != nil && !errors.As(err, &pe) {
 		return l, err
 	}
 	if l.Done, err = exists(filepath.Join(dir, doneFile)); err != nil {
@@ -110,7 +112,6 @@ func (s *Store) list(dir string, owner cluster.NodeID, forced bool) (Listing, er
 	l.Resources = make([]cluster.Resource, 0, len(all))
 	for _, name := range all {
 		r, err := s.load(dir, name, now)
-		var pe *ParseError
 		switch {
 		case err == nil:
 			l.Resources = append(l.Resources, r)
@@ -234,6 +235,7 @@ func (s *Store) Census(ctx context.Context) (Census, error) {
 		}
 		c.Repositories[n] = l
 		c.Unparseable = append(c.Unparseable, l.Unparseable...)
+		c.Unparseable = append(c.Unparseable, s.damagedInc(ctx, l, s.RepositoryDir(n), n)...)
 	}
 	pools, err := s.Pools(ctx)
 	if err != nil {
@@ -249,11 +251,29 @@ func (s *Store) Census(ctx context.Context) (Census, error) {
 		}
 		c.Pools[p] = l
 		c.Unparseable = append(c.Unparseable, l.Unparseable...)
+		c.Unparseable = append(c.Unparseable, s.damagedInc(ctx, l, s.poolDir(p), p.Node)...)
 	}
 	if c.Broken, err = s.Broken(ctx); err != nil {
 		return c, err
 	}
 	return c, nil
+}
+
+// damagedInc returns the .inc of a directory if it is there and cannot be
+// parsed. It is shown, and never moved away as a resource file would be.
+func (s *Store) damagedInc(ctx context.Context, l Listing, dir string, owner cluster.NodeID) []Unparseable {
+	if l.HasInc {
+		return nil
+	}
+	err := s.do(ctx, "read "+filepath.Join(dir, incFile), func() error {
+		_, _, err := readInc(dir)
+		return err
+	})
+	var pe *ParseError
+	if !errors.As(err, &pe) {
+		return nil // it is absent, or the next look tells
+	}
+	return []Unparseable{{File: pe.Path, ID: incFile, Owner: owner, Err: pe}}
 }
 
 // RepositoryStamp changes whenever a name in a repository does; a rescan that

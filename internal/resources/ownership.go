@@ -2,10 +2,13 @@ package resources
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -49,7 +52,7 @@ func (s *Store) CreateRepository(ctx context.Context, n cluster.NodeID, inc clus
 		if err := syncDir(tmp); err != nil {
 			return err
 		}
-		if _, err := move(tmp, dir); err != nil {
+		if err := s.move(tmp, dir); err != nil {
 			return err
 		}
 		if err := syncDir(s.nodeDir(n)); err != nil {
@@ -95,13 +98,12 @@ func (s *Store) Seal(ctx context.Context, id cluster.FailoverID) error {
 		if present && inc != id.Incarnation {
 			return fmt.Errorf("the repository is of incarnation %d: %w", inc, ErrSealed)
 		}
-		done, err := move(from, to)
-		if errors.Is(err, fs.ErrNotExist) {
+		err = s.move(from, to)
+		if errors.Is(err, errNowhere) {
 			// In neither place: the node never had one. An empty directory takes the name.
 			err = s.emptyPool(id)
-			done = err == nil
 		}
-		if !done {
+		if err != nil {
 			return err
 		}
 		if err := errors.Join(syncDir(s.nodeDir(id.Node)), syncDir(filepath.Join(s.root, "pool"))); err != nil {
@@ -112,16 +114,25 @@ func (s *Store) Seal(ctx context.Context, id cluster.FailoverID) error {
 	})
 }
 
+// emptyPool makes an empty pool directory, unless one of this name is there.
+// The directory pool itself is never made: under a lost mount it would be a
+// local one.
 func (s *Store) emptyPool(id cluster.FailoverID) error {
-	tmp := filepath.Join(s.root, "pool", "."+id.String())
-	if err := os.MkdirAll(tmp, 0o755); err != nil {
+	tmp := filepath.Join(s.root, "pool", fmt.Sprintf(".%s.%08x", id, rand.Uint32()))
+	if err := os.Mkdir(tmp, 0o755); err != nil {
 		return err
 	}
-	if err := createSynced(filepath.Join(tmp, incFile), incBytes(id.Incarnation)); err != nil && !errors.Is(err, fs.ErrExist) {
+	defer os.RemoveAll(tmp) // it is not there any more if all goes well
+	if err := errors.Join(createSynced(filepath.Join(tmp, incFile), incBytes(id.Incarnation)), syncDir(tmp)); err != nil {
 		return err
 	}
-	_, err := move(tmp, s.poolDir(id))
-	return err
+	if err := s.move(tmp, s.poolDir(id)); err != nil {
+		if there, eerr := exists(s.poolDir(id)); eerr == nil && there {
+			return nil // somebody else made it at the same time
+		}
+		return err
+	}
+	return syncDir(filepath.Join(s.root, "pool"))
 }
 
 // verifySeal undoes a seal that landed after the node had come back with a
@@ -137,8 +148,11 @@ func (s *Store) verifySeal(id cluster.FailoverID) error {
 	if !present {
 		return fmt.Errorf("pool directory %s has no %s file; it was not made by a seal, look at it by hand", id, incFile)
 	}
-	if _, err := move(s.poolDir(id), s.RepositoryDir(id.Node)); err != nil {
+	if err := s.move(s.poolDir(id), s.RepositoryDir(id.Node)); err != nil {
 		return fmt.Errorf("pool directory %s holds incarnation %d and cannot be renamed back: %w", id, inc, err)
+	}
+	if err := errors.Join(syncDir(s.nodeDir(id.Node)), syncDir(filepath.Join(s.root, "pool"))); err != nil {
+		return err
 	}
 	return fmt.Errorf("pool directory %s held incarnation %d and was renamed back: %w", id, inc, ErrSealed)
 }
@@ -151,9 +165,13 @@ type Claimed = cluster.Claimed
 // relocation. A name that is taken here gets "~<host id of the former owner>".
 // The repository must be of incarnation inc, else ErrSealed is returned.
 func (s *Store) Claim(ctx context.Context, self cluster.NodeID, inc cluster.Incarnation, pool cluster.PoolID, ids []cluster.ResourceID) ([]Claimed, error) {
-	return fetch(ctx, s, fmt.Sprintf("claim %d resources from pool directory %s", len(ids), pool), func() ([]Claimed, error) {
+	own, dir := s.RepositoryDir(self), s.poolDir(pool)
+	names := make([]string, 0, 2*len(ids))
+	for _, id := range ids {
+		names = append(names, filepath.Join(own, string(id)), filepath.Join(own, suffixed(string(id), pool.Node)))
+	}
+	return change(ctx, s, fmt.Sprintf("claim %d resources from pool directory %s", len(ids), pool), names, func() ([]Claimed, error) {
 		s.at("claim:before")
-		own, dir := s.RepositoryDir(self), s.poolDir(pool)
 		if err := s.mustOwn(self, inc); err != nil {
 			return nil, err
 		}
@@ -166,7 +184,7 @@ func (s *Store) Claim(ctx context.Context, self cluster.NodeID, inc cluster.Inca
 		}
 		out := make([]Claimed, len(ids))
 		for i, id := range ids {
-			out[i] = claimOne(dir, own, pool.Node, id)
+			out[i] = s.claimOne(dir, own, pool.Node, id)
 		}
 		if err := errors.Join(syncDir(own), syncDir(dir)); err != nil {
 			return nil, err
@@ -176,11 +194,11 @@ func (s *Store) Claim(ctx context.Context, self cluster.NodeID, inc cluster.Inca
 	})
 }
 
-func claimOne(dir, own string, former cluster.NodeID, id cluster.ResourceID) Claimed {
+func (s *Store) claimOne(dir, own string, former cluster.NodeID, id cluster.ResourceID) Claimed {
 	name := id
 	taken, err := exists(filepath.Join(own, string(name)))
 	if err == nil && taken {
-		name = cluster.ResourceID(string(id) + "~" + string(former))
+		name = cluster.ResourceID(suffixed(string(id), former))
 		taken, err = exists(filepath.Join(own, string(name)))
 		if err == nil && taken {
 			err = ErrTaken
@@ -189,8 +207,8 @@ func claimOne(dir, own string, former cluster.NodeID, id cluster.ResourceID) Cla
 	if err != nil {
 		return Claimed{ID: id, Err: fmt.Errorf("claim %s: %w", id, classify(err))}
 	}
-	if _, err := move(filepath.Join(dir, string(id)), filepath.Join(own, string(name))); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
+	if err := s.move(filepath.Join(dir, string(id)), filepath.Join(own, string(name))); err != nil {
+		if errors.Is(err, errNowhere) {
 			err = ErrGone
 		}
 		return Claimed{ID: id, Err: fmt.Errorf("claim %s: %w", id, classify(err))}
@@ -233,35 +251,55 @@ func (s *Store) Put(ctx context.Context, self cluster.NodeID, inc cluster.Incarn
 	if err != nil {
 		return fmt.Errorf("write resource %s: %w", id, err)
 	}
-	return s.do(ctx, "write resource "+string(id), func() error {
-		if err := s.mustOwn(self, inc); err != nil {
-			return err
-		}
-		there, err := exists(filepath.Join(s.RepositoryDir(self), string(id)))
-		switch {
-		case err != nil:
-			return err
-		case create && there:
-			return ErrTaken
-		case !create && !there:
-			return ErrGone
-		}
-		return writeFile(s.RepositoryDir(self), string(id), data)
+	return s.alter(ctx, "write resource "+string(id), s.ownNames(self, id), func() error {
+		return s.put(self, inc, id, data, create)
 	})
+}
+
+func (s *Store) put(self cluster.NodeID, inc cluster.Incarnation, id cluster.ResourceID, data []byte, create bool) error {
+	if err := s.mustOwn(self, inc); err != nil {
+		return err
+	}
+	there, err := exists(filepath.Join(s.RepositoryDir(self), string(id)))
+	switch {
+	case err != nil:
+		return err
+	case create && there:
+		return ErrTaken
+	case !create && !there:
+		return ErrGone
+	}
+	return writeFile(s.RepositoryDir(self), string(id), data)
+}
+
+// alter is change for work without a result.
+func (s *Store) alter(ctx context.Context, what string, names []string, f func() error) error {
+	_, err := change(ctx, s, what, names, func() (struct{}, error) { return struct{}{}, f() })
+	return err
+}
+
+func (s *Store) ownNames(self cluster.NodeID, ids ...cluster.ResourceID) []string {
+	out := make([]string, len(ids))
+	for i, id := range ids {
+		out[i] = filepath.Join(s.RepositoryDir(self), string(id))
+	}
+	return out
 }
 
 // Rename gives a resource of the own repository another name.
 func (s *Store) Rename(ctx context.Context, self cluster.NodeID, inc cluster.Incarnation, id, to cluster.ResourceID) error {
-	return s.do(ctx, "rename resource "+string(id), func() error {
+	return s.alter(ctx, "rename resource "+string(id), s.ownNames(self, id, to), func() error {
 		dir := s.RepositoryDir(self)
 		if err := s.mustOwn(self, inc); err != nil {
 			return err
 		}
-		if there, err := exists(filepath.Join(dir, string(to))); err != nil || there {
-			return errors.Join(err, ErrTaken)
+		if there, err := exists(filepath.Join(dir, string(to))); err != nil {
+			return err
+		} else if there {
+			return ErrTaken
 		}
-		if _, err := move(filepath.Join(dir, string(id)), filepath.Join(dir, string(to))); err != nil {
-			if errors.Is(err, fs.ErrNotExist) {
+		if err := s.move(filepath.Join(dir, string(id)), filepath.Join(dir, string(to))); err != nil {
+			if errors.Is(err, errNowhere) {
 				return ErrGone
 			}
 			return err
@@ -273,7 +311,7 @@ func (s *Store) Rename(ctx context.Context, self cluster.NodeID, inc cluster.Inc
 // Delete removes a resource from the own repository, for an operator who takes
 // a VE out of shaman's protection.
 func (s *Store) Delete(ctx context.Context, self cluster.NodeID, inc cluster.Incarnation, id cluster.ResourceID) error {
-	return s.do(ctx, "delete resource "+string(id), func() error {
+	return s.alter(ctx, "delete resource "+string(id), s.ownNames(self, id), func() error {
 		if err := s.mustOwn(self, inc); err != nil {
 			return err
 		}
@@ -292,7 +330,8 @@ func (s *Store) Delete(ctx context.Context, self cluster.NodeID, inc cluster.Inc
 // pool/<self>.0, for another node to claim. It returns its name there.
 func (s *Store) GiveBack(ctx context.Context, self cluster.NodeID, inc cluster.Incarnation, id cluster.ResourceID) (cluster.ResourceID, error) {
 	pool := cluster.PoolID{Node: self}
-	return fetch(ctx, s, "give back resource "+string(id), func() (cluster.ResourceID, error) {
+	busy := append(s.ownNames(self, id), filepath.Join(s.poolDir(pool), string(id)), filepath.Join(s.poolDir(pool), suffixed(string(id), self)))
+	return change(ctx, s, "give back resource "+string(id), busy, func() (cluster.ResourceID, error) {
 		s.at("giveback:before")
 		if err := s.mustOwn(self, inc); err != nil {
 			return "", err
@@ -304,7 +343,7 @@ func (s *Store) GiveBack(ctx context.Context, self cluster.NodeID, inc cluster.I
 				return "", err
 			}
 		}
-		c := claimOne(s.RepositoryDir(self), s.poolDir(pool), self, id)
+		c := s.claimOne(s.RepositoryDir(self), s.poolDir(pool), self, id)
 		if c.Err != nil {
 			return "", c.Err
 		}
@@ -346,14 +385,14 @@ func (s *Store) Broken(ctx context.Context) ([]BrokenResource, error) {
 		}
 		var out []BrokenResource
 		for _, name := range all {
-			if strings.HasSuffix(name, ".reason") {
+			if strings.HasSuffix(name, reasonSuffix) {
 				continue
 			}
 			b := BrokenResource{File: filepath.Join(s.brokenDir(), name)}
 			b.Resource, b.Err = parseFile(b.File, name)
 			b.Resource.ID = cluster.ResourceID(name)
 			b.Resource.Kind = b.Resource.ID.Kind()
-			if data, err := readBounded(b.File + ".reason"); err == nil {
+			if data, err := readBounded(b.File + reasonSuffix); err == nil {
 				if err := json.Unmarshal(data, &b.Reason); err != nil && b.Err == nil {
 					b.Err = fmt.Errorf("read %s.reason: %w", b.File, err)
 				}
@@ -372,24 +411,29 @@ func (s *Store) MarkBroken(ctx context.Context, from Place, name string, why clu
 	if err != nil {
 		return fmt.Errorf("encode the reason: %w", err)
 	}
-	return s.do(ctx, "quarantine "+name, func() error {
+	dir := s.poolDir(from.Pool)
+	if from.Pool == (cluster.PoolID{}) {
+		dir = s.RepositoryDir(from.Node)
+	}
+	busy := []string{filepath.Join(dir, name), filepath.Join(s.brokenDir(), name), filepath.Join(s.brokenDir(), suffixed(name, why.Node))}
+	return s.alter(ctx, "quarantine "+name, busy, func() error {
 		s.at("broken:before")
-		dir := s.poolDir(from.Pool)
 		if from.Pool == (cluster.PoolID{}) {
-			dir = s.RepositoryDir(from.Node)
 			if err := s.mustOwn(from.Node, from.Incarnation); err != nil {
 				return err
 			}
 		}
-		if there, err := exists(filepath.Join(dir, name)); err != nil || !there {
-			return errors.Join(err, ErrGone)
+		if there, err := exists(filepath.Join(dir, name)); err != nil {
+			return err
+		} else if !there {
+			return ErrGone
 		}
 		as, err := s.winBroken(name, why.Node, append(data, '\n'))
 		if err != nil {
 			return err
 		}
-		if _, err := move(filepath.Join(dir, name), filepath.Join(s.brokenDir(), as)); err != nil {
-			if errors.Is(err, fs.ErrNotExist) {
+		if err := s.move(filepath.Join(dir, name), filepath.Join(s.brokenDir(), as)); err != nil {
+			if errors.Is(err, errNowhere) {
 				err = ErrGone
 			}
 			return err
@@ -405,26 +449,62 @@ func (s *Store) MarkBroken(ctx context.Context, from Place, name string, why clu
 // Place is where a resource file lies.
 type Place = cluster.Place
 
+// winBroken returns the name in broken that the caller has won.
 func (s *Store) winBroken(name string, node cluster.NodeID, reason []byte) (string, error) {
-	for _, as := range []string{name, name + "~" + string(node)} {
-		file := filepath.Join(s.brokenDir(), as)
-		err := createSynced(file+".reason", reason)
-		if err == nil {
-			return as, nil
-		}
-		if !errors.Is(err, fs.ErrExist) {
-			return "", err
-		}
-		there, err := exists(file)
-		if err != nil {
-			return "", err
-		}
-		var left cluster.BrokenReason
-		data, rerr := readBounded(file + ".reason")
-		if !there && rerr == nil && (json.Unmarshal(data, &left) != nil || left.Node == node) {
-			// Left over from an attempt of this node that ended half way.
-			return as, writeFile(s.brokenDir(), as+".reason", reason)
+	as := []string{name, suffixed(name, node)}
+	if strings.HasSuffix(name, reasonSuffix) || len(name)+len(reasonSuffix) > maxFileName {
+		as = as[1:] // it would be taken for a reason, or leave no room for its own
+	}
+	for _, as := range as {
+		won, err := s.winName(as, node, reason)
+		if err != nil || won {
+			return as, err
 		}
 	}
 	return "", ErrTaken
+}
+
+// winName wins a name by creating the reason. A resource that lies there
+// without a reason keeps its place too, since rename replaces.
+func (s *Store) winName(as string, node cluster.NodeID, reason []byte) (bool, error) {
+	file := filepath.Join(s.brokenDir(), as)
+	err := createSynced(file+reasonSuffix, reason)
+	fresh := err == nil
+	if !fresh && !errors.Is(err, fs.ErrExist) {
+		return false, err
+	}
+	there, err := exists(file)
+	switch {
+	case err != nil:
+		return false, err
+	case fresh && there:
+		return false, os.Remove(file + reasonSuffix)
+	case fresh:
+		return true, nil
+	case there:
+		return false, nil
+	}
+	var left cluster.BrokenReason
+	data, err := readBounded(file + reasonSuffix)
+	if err != nil || json.Unmarshal(data, &left) != nil || left.Node != node {
+		return false, nil // somebody else's, who may be writing it just now
+	}
+	// Left over from an attempt of this node that ended half way.
+	return true, writeFile(s.brokenDir(), as+reasonSuffix, reason)
+}
+
+const (
+	reasonSuffix = ".reason"
+	maxFileName  = 255 // NAME_MAX of every file system that matters here
+)
+
+// suffixed is the name that a file gets where its own is taken: with the host id
+// of its former owner, and never ending in ".reason". A long one is shortened as
+// in cluster.MakeResourceID, so that its reason fits beside it.
+func suffixed(name string, node cluster.NodeID) string {
+	if len(name)+1+len(node)+len(reasonSuffix) > maxFileName {
+		sum := sha256.Sum256([]byte(name))
+		name = name[:160] + "~" + hex.EncodeToString(sum[:8])
+	}
+	return name + "~" + string(node)
 }

@@ -2,6 +2,7 @@ package resources
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/shaman-ha/shaman/internal/cluster"
 )
@@ -39,18 +40,33 @@ func (r *Repository) Look(ctx context.Context, inc cluster.Incarnation, id clust
 
 // Update rewrites one resource's parameters; lines that shaman does not know stay.
 func (r *Repository) Update(ctx context.Context, inc cluster.Incarnation, id cluster.ResourceID, change func(*cluster.Resource)) error {
+	// Nobody else of this process changes it between the reading and the writing.
+	release, err := r.store.reserve(ctx, "update resource "+string(id), r.store.ownNames(r.self, id))
+	if err != nil {
+		return err
+	}
 	d, err := r.store.Document(ctx, r.self, id)
 	if err != nil {
+		release()
 		return err
 	}
 	res := d.Resource(id)
 	was := res
 	change(&res)
 	if res == was {
+		release()
 		return nil
 	}
 	d.Apply(res)
-	return r.store.Put(ctx, r.self, inc, id, d, false)
+	data, err := d.Bytes()
+	if err != nil {
+		release()
+		return fmt.Errorf("write resource %s: %w", id, err)
+	}
+	_, err = handOver(ctx, r.store, r.store.deadline, "write resource "+string(id), release, func() (struct{}, error) {
+		return struct{}{}, r.store.put(r.self, inc, id, data, false)
+	})
+	return err
 }
 
 // Create writes a new resource; its name must be free (ErrTaken).

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -124,8 +125,8 @@ func readSlot(path string, record any) error {
 		if cerr := f.Close(); err == nil && cerr != nil {
 			err = cerr
 		}
-		if n == slotSize {
-			err = nil
+		if n == slotSize || errors.Is(err, io.EOF) {
+			err = nil // one that is too short holds no record; the next write makes it whole
 		}
 		if err != nil {
 			return err

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/shaman-ha/shaman/internal/cluster"
+	"golang.org/x/sys/unix"
 )
 
 // Store is the directory .shaman of the shared file system. All methods may be
@@ -20,7 +21,9 @@ type Store struct {
 	root     string // <mount>/.shaman
 	deadline time.Duration
 	at       func(label string)
-	stuck    atomic.Int32
+	rename   func(from, to string) error // rename(2), of which network file systems lie
+	stuck    atomic.Int32                // workers whose callers have given up
+	names    reserved                    // names that a change is under way for
 
 	cache cache
 }
@@ -30,7 +33,8 @@ const (
 	// network file system needs for a batch, and short enough to say "hung" soon.
 	ioDeadline = 10 * time.Second
 	// maxStuck bounds the workers that hang in the kernel at the same time; past
-	// it a call fails at once, as the next one would hang just like them.
+	// it a call fails at once, as the next one would hang just like them. Workers
+	// that somebody waits for do not count: many at once are no sign of trouble.
 	maxStuck = 64
 )
 
@@ -45,7 +49,7 @@ func NewStore(mount string, at func(label string)) *Store {
 	if at == nil {
 		at = func(string) {}
 	}
-	return &Store{root: filepath.Join(mount, ".shaman"), deadline: ioDeadline, at: at, cache: newCache()}
+	return &Store{root: filepath.Join(mount, ".shaman"), deadline: ioDeadline, at: at, rename: unix.Rename, names: newReserved(), cache: newCache()}
 }
 
 // Root is the directory .shaman.
@@ -64,21 +68,81 @@ func fetch[T any](ctx context.Context, s *Store, what string, f func() (T, error
 }
 
 func fetchWithin[T any](ctx context.Context, s *Store, deadline time.Duration, what string, f func() (T, error)) (T, error) {
+	if err := s.refuse(ctx, what); err != nil {
+		var none T
+		return none, err
+	}
+	return run(ctx, s, deadline, what, f)
+}
+
+// refuse tells why a piece of work must not even begin, or nil. A caller whose
+// context has ended, a replaced master perhaps, changes nothing any more.
+func (s *Store) refuse(ctx context.Context, what string) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s: %w", what, context.Cause(ctx))
+	}
+	if s.stuck.Load() >= maxStuck {
+		return fmt.Errorf("%s: %w", what, ErrHung)
+	}
+	return nil
+}
+
+// change is fetch for work that looks whether names are free or taken and then
+// acts on it: such pieces of work on one name go one after the other. A worker
+// that hangs keeps its names until it has ended.
+func change[T any](ctx context.Context, s *Store, what string, names []string, f func() (T, error)) (T, error) {
+	var none T
+	begin := time.Now()
+	release, err := s.reserve(ctx, what, names)
+	if err != nil {
+		return none, err
+	}
+	return handOver(ctx, s, s.deadline-time.Since(begin), what, release, f)
+}
+
+// handOver runs a worker that releases its names when it ends, though the
+// caller may be gone by then.
+func handOver[T any](ctx context.Context, s *Store, deadline time.Duration, what string, release func(), f func() (T, error)) (T, error) {
+	if err := s.refuse(ctx, what); err != nil {
+		release()
+		var none T
+		return none, err
+	}
+	return run(ctx, s, deadline, what, func() (T, error) {
+		defer release()
+		return f()
+	})
+}
+
+// The states of a worker, of which the caller and the worker each set one.
+const (
+	workerAwaited int32 = iota
+	workerAbandoned
+	workerEnded
+)
+
+// run starts the worker, always, and waits for it.
+func run[T any](ctx context.Context, s *Store, deadline time.Duration, what string, f func() (T, error)) (T, error) {
 	type result struct {
 		value T
 		err   error
 	}
 	var none T
-	if s.stuck.Load() >= maxStuck {
-		return none, fmt.Errorf("%s: %w", what, ErrHung)
-	}
 	done := make(chan result, 1)
-	s.stuck.Add(1)
+	state := &atomic.Int32{}
 	go func() {
-		defer s.stuck.Add(-1)
 		v, err := f()
 		done <- result{v, err}
+		if state.Swap(workerEnded) == workerAbandoned {
+			s.stuck.Add(-1)
+		}
 	}()
+	abandon := func() {
+		s.stuck.Add(1)
+		if !state.CompareAndSwap(workerAwaited, workerAbandoned) {
+			s.stuck.Add(-1) // it ended at this very moment
+		}
+	}
 	timer := time.NewTimer(deadline)
 	defer timer.Stop()
 	select {
@@ -88,8 +152,10 @@ func fetchWithin[T any](ctx context.Context, s *Store, deadline time.Duration, w
 		}
 		return r.value, nil
 	case <-ctx.Done():
+		abandon()
 		return none, fmt.Errorf("%s: %w", what, context.Cause(ctx))
 	case <-timer.C:
+		abandon()
 		return none, fmt.Errorf("%s: %w", what, ErrHung)
 	}
 }
