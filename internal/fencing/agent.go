@@ -8,6 +8,7 @@ import (
 	"io"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -16,7 +17,8 @@ import (
 )
 
 // Deadline bounds one whole proof: agents do not bound themselves (a dead BMC
-// costs fence_ipmilan 20 s), and power switches take some seconds.
+// costs fence_ipmilan 20 s), and power switches take some seconds. It is what an
+// Agent without a Timeout takes.
 const Deadline = 40 * time.Second
 
 const (
@@ -42,7 +44,8 @@ const (
 
 // Agent proves nodes harmless by switching them off. It is safe for concurrent use.
 type Agent struct {
-	Dir string // FENCE_DIR
+	Dir     string        // FENCE_DIR
+	Timeout time.Duration // of one whole proof; 0 = Deadline
 	// NotApplicable is what Prove wraps for a node without configuration.
 	NotApplicable error
 }
@@ -60,13 +63,23 @@ func (a *Agent) Prove(ctx context.Context, node cluster.NodeID, name string, che
 	if err != nil {
 		return "", err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, Deadline, fmt.Errorf("the agent gave no proof within %s", Deadline))
+	limit := a.Timeout
+	if limit == 0 {
+		limit = Deadline
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the agent gave no proof within %s", limit))
 	defer cancel()
 	begin := time.Now()
 	if err := check(); err != nil {
 		return "", err
 	}
-	_, offErr := c.run(ctx, "off", name)
+	offCode, offErr := c.run(ctx, "off", name)
+	if offCode == exitOff {
+		// The same code means "off" as the answer to a status, and is what shells and
+		// interpreters end with if they cannot read the agent at all. One that says so
+		// to "off" is not believed when it says so to "status".
+		return "", fmt.Errorf("%s: off ended with %d, which is no answer to it; a status by this agent proves nothing: %w", c.Agent, exitOff, offErr)
+	}
 	var last error
 	for {
 		if err := check(); err != nil {
@@ -144,7 +157,10 @@ func (c Config) run(ctx context.Context, action, name string) (code int, err err
 // mask takes the configured values out of what an agent printed: any of them
 // may be a secret.
 func (c Config) mask(s string) string {
-	for _, o := range c.Options {
+	options := slices.Clone(c.Options)
+	// The longest first: a value within another must not leave the rest of it.
+	slices.SortStableFunc(options, func(x, y Option) int { return len(y.Value) - len(x.Value) })
+	for _, o := range options {
 		secret := strings.Contains(o.Key, "pass") || strings.Contains(o.Key, "secret") || strings.Contains(o.Key, "token") || strings.Contains(o.Key, "key")
 		if len(o.Value) > 3 || secret && o.Value != "" {
 			s = strings.ReplaceAll(s, o.Value, "***")

@@ -40,6 +40,9 @@ var searched = []string{"/usr/sbin", "/usr/local/sbin", "/sbin", "/usr/bin"}
 
 // Load reads <dir>/<name>.conf or <dir>/<host id>.conf.
 func Load(dir string, node cluster.NodeID, name string) (Config, error) {
+	if strings.ContainsAny(name, "/\n\x00") {
+		return Config{}, fmt.Errorf("node %s has the name %q, which can neither name a file nor be told to an agent", node, name)
+	}
 	var found []string
 	for _, base := range []string{name, string(node)} {
 		file := filepath.Join(dir, base+".conf")

@@ -50,6 +50,9 @@ func parseConf(file, dir string, data []byte) (conf, error) {
 		if !ok {
 			return fail(fmt.Sprintf("%q is not KEY=VALUE", text))
 		}
+		if strings.ContainsRune(text, 0) {
+			return fail("has a NUL byte")
+		}
 		if seen[key] {
 			return fail(key + " is set twice")
 		}

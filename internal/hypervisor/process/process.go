@@ -23,6 +23,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -43,6 +44,7 @@ type Options struct {
 // Driver runs VEs as processes.
 type Driver struct {
 	o     Options
+	reg   sync.Mutex // held while the set of registrations changes
 	mu    sync.Mutex
 	ves   map[string]*ve // by path
 	hints map[*func()]func()
@@ -50,14 +52,15 @@ type Driver struct {
 
 // ve is a registered VE.
 type ve struct {
-	sync.Mutex // held by verbs: one at a time
-	path       string
-	run        string // its directory in RUN_DIR
-	cmu        sync.Mutex
-	conf       conf
-	confErr    error
-	confAt     time.Time
-	reading    bool
+	turn    chan struct{} // filled while a verb is at work: one at a time
+	hurry   atomic.Int32  // stops by force that wait for their turn: a graceful one gives way
+	path    string
+	run     string // its directory in RUN_DIR
+	cmu     sync.Mutex
+	conf    conf
+	confErr error
+	confAt  time.Time
+	reading bool
 }
 
 const (
@@ -115,7 +118,7 @@ func key(path string) string {
 }
 
 func (d *Driver) newVE(path string) *ve {
-	return &ve{path: path, run: filepath.Join(d.runDir(), key(path))}
+	return &ve{turn: make(chan struct{}, 1), path: path, run: filepath.Join(d.runDir(), key(path))}
 }
 
 // Name implements hypervisor.Driver.
@@ -130,9 +133,45 @@ func (d *Driver) get(path string) *ve {
 	return d.ves[path]
 }
 
-// classify marks errors of the storage, which say nothing of the VE.
+// take waits until no other verb is at work on this VE.
+func (v *ve) take(ctx context.Context) error {
+	if ctx.Err() == nil {
+		select {
+		case v.turn <- struct{}{}:
+			return nil
+		case <-ctx.Done():
+		}
+	}
+	return fmt.Errorf("%w: %w", cluster.ErrCannotAsk, context.Cause(ctx))
+}
+
+func (v *ve) release() { <-v.turn }
+
+// verb returns the VE at path for one verb, to be released after it, or an error
+// that wraps ErrNoVE. A VE that was unregistered while the verb waited for its
+// turn is unknown: it must not be started by one who still has it.
+func (d *Driver) verb(ctx context.Context, path string) (*ve, error) {
+	for {
+		v := d.get(path)
+		if v == nil {
+			return nil, fmt.Errorf("it is not registered here: %w", cluster.ErrNoVE)
+		}
+		if err := v.take(ctx); err != nil {
+			return nil, err
+		}
+		if d.get(path) == v {
+			return v, nil
+		}
+		v.release()
+	}
+}
+
+// classify marks errors of storage or node, which say nothing of the VE.
 func classify(err error) error {
-	for _, e := range []syscall.Errno{syscall.EROFS, syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.ESTALE, syscall.ENOTCONN, syscall.ETIMEDOUT} {
+	for _, e := range []syscall.Errno{
+		syscall.EROFS, syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.ESTALE, syscall.ENOTCONN, syscall.ETIMEDOUT,
+		syscall.EAGAIN, syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE,
+	} {
 		if errors.Is(err, e) {
 			return fmt.Errorf("%w: %w", cluster.ErrHold, err)
 		}
@@ -155,16 +194,17 @@ func guarded(ctx context.Context, f func() error) error {
 // Register implements hypervisor.Driver. It is not flushed to disk: after a
 // crash the resource still says that the VE belongs here, and it is registered again.
 func (d *Driver) Register(ctx context.Context, path string) error {
-	v := d.get(path)
-	if v == nil {
-		v = d.newVE(path)
+	if ctx.Err() != nil {
+		return fmt.Errorf("register %s: %w: %w", path, cluster.ErrCannotAsk, context.Cause(ctx))
 	}
 	var c conf
 	if err := guarded(ctx, func() (err error) { c, err = readConf(path); return err }); err != nil {
 		return err
 	}
-	v.setConf(c, nil)
-	if d.get(path) != nil {
+	d.reg.Lock()
+	defer d.reg.Unlock()
+	if v := d.get(path); v != nil {
+		v.setConf(c, nil)
 		return nil
 	}
 	data, err := json.Marshal(registration{Path: path})
@@ -178,22 +218,24 @@ func (d *Driver) Register(ctx context.Context, path string) error {
 	if err := os.Rename(file+".tmp", file); err != nil {
 		return fmt.Errorf("register %s: %w", path, classify(err))
 	}
+	v := d.newVE(path)
+	v.setConf(c, nil)
 	d.mu.Lock()
-	if d.ves[path] == nil {
-		d.ves[path] = v
-	}
+	d.ves[path] = v
 	d.mu.Unlock()
 	return nil
 }
 
 // Unregister implements hypervisor.Driver.
-func (d *Driver) Unregister(_ context.Context, path string) error {
-	v := d.get(path)
-	if v == nil {
+func (d *Driver) Unregister(ctx context.Context, path string) error {
+	v, err := d.verb(ctx, path)
+	if errors.Is(err, cluster.ErrNoVE) {
 		return nil
 	}
-	v.Lock()
-	defer v.Unlock()
+	if err != nil {
+		return fmt.Errorf("unregister %s: %w", path, err)
+	}
+	defer v.release()
 	running, err := v.running()
 	if err != nil {
 		return err
@@ -201,13 +243,18 @@ func (d *Driver) Unregister(_ context.Context, path string) error {
 	if running {
 		return fmt.Errorf("unregister %s: it runs; stop it first", path)
 	}
+	d.reg.Lock()
+	defer d.reg.Unlock()
 	if err := os.Remove(filepath.Join(d.stateDir(), key(path)+".json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("unregister %s: %w", path, classify(err))
 	}
+	// Before it is forgotten: who registers it anew gets the same directory, and
+	// the lock of what it starts there must not be taken away.
+	err = os.RemoveAll(v.run)
 	d.mu.Lock()
 	delete(d.ves, path)
 	d.mu.Unlock()
-	return os.RemoveAll(v.run)
+	return err
 }
 
 // running tells whether any process of the VE holds its lock.
@@ -283,7 +330,10 @@ func (d *Driver) List(ctx context.Context) ([]cluster.VE, error) {
 		c, known := v.params()
 		if !known {
 			_ = guarded(ctx, func() error { c, err := readConf(v.path); v.setConf(c, err); return err }) // a VE without a readable definition is listed all the same
-			c, _ = v.params()
+			if c, known = v.params(); !known {
+				// As a definition without a word says. Who stops all HA VEs must not pass this one by.
+				c.ha = true
+			}
 			if ctx.Err() != nil {
 				return nil, fmt.Errorf("%w: %w", cluster.ErrCannotAsk, context.Cause(ctx))
 			}
@@ -306,37 +356,41 @@ func (d *Driver) List(ctx context.Context) ([]cluster.VE, error) {
 	return out, nil
 }
 
-// script runs the VE's command and writes down how it ended. It ignores the
-// SIGTERM of a graceful stop, so that it lives to see the end; fd 3 is the lock.
-const script = `echo $$ >"$SHAMAN_RUN/pid.tmp" && mv "$SHAMAN_RUN/pid.tmp" "$SHAMAN_RUN/pid"
-trap : TERM INT
-/bin/sh -c "$SHAMAN_COMMAND" &
+// script runs the VE's command in its directory and writes down how it ended. It
+// ignores the SIGTERM of a graceful stop, so that it lives to see the end; its
+// pid is told once the command is there to hear that signal. fd 3 is the lock.
+//
+// It goes into the directory itself: a change of directory between fork and exec
+// that hangs with the shared file system would stop the whole daemon.
+const script = `trap : TERM INT
+(cd "$SHAMAN_VE_PATH" && exec /bin/sh -c "$SHAMAN_COMMAND") &
 c=$!
+echo $$ >"$SHAMAN_RUN/pid.tmp" && mv "$SHAMAN_RUN/pid.tmp" "$SHAMAN_RUN/pid"
 while :; do wait $c; rc=$?; kill -0 $c 2>/dev/null || break; done
 echo $rc >"$SHAMAN_RUN/exit.tmp" && mv "$SHAMAN_RUN/exit.tmp" "$SHAMAN_RUN/exit"`
 
 // Start implements hypervisor.Driver.
 func (d *Driver) Start(ctx context.Context, path string) error {
-	v := d.get(path)
-	if v == nil {
-		return fmt.Errorf("start %s: it is not registered here: %w", path, cluster.ErrNoVE)
+	v, err := d.verb(ctx, path)
+	if err != nil {
+		return fmt.Errorf("start %s: %w", path, err)
 	}
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("%w: %w", cluster.ErrCannotAsk, err)
+	defer v.release()
+	// First of all: one that runs is not failed because its definition cannot be read.
+	if running, err := v.running(); err != nil || running {
+		return err
 	}
-	v.Lock()
-	defer v.Unlock()
 	var c conf
 	if err := guarded(ctx, func() (err error) { c, err = readConf(path); return err }); err != nil {
 		return fmt.Errorf("start %s: %w", path, err)
 	}
 	v.setConf(c, nil)
 	if err := os.MkdirAll(v.run, 0o755); err != nil {
-		return fmt.Errorf("start %s: %w", path, err)
+		return fmt.Errorf("start %s: %w", path, classify(err))
 	}
 	lock, err := os.OpenFile(filepath.Join(v.run, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
-		return fmt.Errorf("start %s: %w", path, err)
+		return fmt.Errorf("start %s: %w", path, classify(err))
 	}
 	defer lock.Close() // the processes of the VE have it by then
 	running, err := v.acquire(ctx, lock)
@@ -345,10 +399,10 @@ func (d *Driver) Start(ctx context.Context, path string) error {
 	}
 	for _, old := range []string{"exit", "pid"} {
 		if err := os.Remove(filepath.Join(v.run, old)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("start %s: %w", path, err)
+			return fmt.Errorf("start %s: %w", path, classify(err))
 		}
 	}
-	return d.spawn(ctx, v, c, lock)
+	return d.spawn(v, c, lock)
 }
 
 // acquire takes the VE's lock for the processes that are about to be started.
@@ -358,7 +412,7 @@ func (v *ve) acquire(ctx context.Context, lock *os.File) (running bool, err erro
 		err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			if err != nil {
-				return false, fmt.Errorf("start %s: %w", v.path, err)
+				return false, fmt.Errorf("start %s: %w", v.path, classify(err))
 			}
 			return false, nil
 		}
@@ -373,22 +427,22 @@ func (v *ve) acquire(ctx context.Context, lock *os.File) (running bool, err erro
 	}
 }
 
-func (d *Driver) spawn(ctx context.Context, v *ve, c conf, lock *os.File) error {
+func (d *Driver) spawn(v *ve, c conf, lock *os.File) error {
 	out, err := os.OpenFile(filepath.Join(v.run, "log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
-		return fmt.Errorf("start %s: %w", v.path, err)
+		return fmt.Errorf("start %s: %w", v.path, classify(err))
 	}
 	defer out.Close()
 	cmd := exec.Command("/bin/sh", "-c", script) // not bound to ctx: it outlives us
-	cmd.Dir = v.path
+	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.ExtraFiles = []*os.File{lock}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	id := cluster.MakeResourceID(c.kind, c.name)
 	cmd.Env = append(os.Environ(), "SHAMAN_RUN="+v.run, "SHAMAN_COMMAND="+c.command,
 		"SHAMAN_VE_ID="+string(id), "SHAMAN_VE_NAME="+c.name, "SHAMAN_VE_KIND="+string(c.kind), "SHAMAN_VE_PATH="+v.path)
-	if err := guarded(ctx, cmd.Start); err != nil {
-		return fmt.Errorf("start %s: %w", v.path, err)
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start %s: %w", v.path, classify(err))
 	}
 	go func() {
 		_ = cmd.Wait() // its end is told by the lock and the exit file
@@ -413,18 +467,23 @@ func (v *ve) group() int {
 
 // Stop implements hypervisor.Driver.
 func (d *Driver) Stop(ctx context.Context, path string, force bool) error {
-	v := d.get(path)
-	if v == nil {
+	if v := d.get(path); v != nil && force {
+		v.hurry.Add(1)
+		defer v.hurry.Add(-1)
+	}
+	v, err := d.verb(ctx, path)
+	if errors.Is(err, cluster.ErrNoVE) {
 		return nil
 	}
-	v.Lock()
-	defer v.Unlock()
-	sig, deadline := unix.SIGTERM, time.Now().Add(d.o.StopTimeout)
-	if force {
-		sig = unix.SIGKILL
+	if err != nil {
+		return fmt.Errorf("stop %s: %w", path, err)
 	}
-	sent := false
+	defer v.release()
+	sig, deadline, sent := unix.SIGTERM, time.Now().Add(d.o.StopTimeout), false
 	for {
+		if force = force || v.hurry.Load() > 0; force {
+			sig = unix.SIGKILL
+		}
 		running, err := v.running()
 		if err != nil || !running {
 			if sent {
@@ -461,13 +520,10 @@ func (d *Driver) Barrier(ctx context.Context) error {
 	}
 	d.mu.Unlock()
 	for _, v := range all {
-		if err := guarded(ctx, func() error {
-			v.Lock()
-			defer v.Unlock()
-			return nil
-		}); err != nil {
-			return err
+		if err := v.take(ctx); err != nil {
+			return fmt.Errorf("wait for the verbs on %s: %w", v.path, err)
 		}
+		v.release()
 	}
 	return nil
 }
@@ -533,12 +589,10 @@ func (d *Driver) Capacity(context.Context) (cluster.Capacity, error) {
 
 // Configure implements hypervisor.Driver.
 func (d *Driver) Configure(ctx context.Context, path string, p cluster.VEParams) error {
-	v := d.get(path)
-	if v == nil {
-		return fmt.Errorf("configure %s: it is not registered here: %w", path, cluster.ErrNoVE)
+	v, err := d.verb(ctx, path)
+	if err != nil {
+		return fmt.Errorf("configure %s: %w", path, err)
 	}
-	v.Lock()
-	defer v.Unlock()
 	changes := map[string]string{}
 	if p.HA != nil {
 		changes["HA_ENABLE"] = map[bool]string{true: "yes", false: "no"}[*p.HA]
@@ -547,18 +601,19 @@ func (d *Driver) Configure(ctx context.Context, path string, p cluster.VEParams)
 		changes["PRIORITY"] = strconv.FormatUint(uint64(*p.Priority), 10)
 	}
 	if len(changes) == 0 {
+		v.release()
 		return nil
 	}
-	var c conf
-	err := guarded(ctx, func() (err error) {
-		if err = rewriteConf(path, changes); err == nil {
-			c, err = readConf(path)
+	return guarded(ctx, func() error {
+		defer v.release() // not before: a write that hangs still is work that a barrier waits for
+		if err := rewriteConf(path, changes); err != nil {
+			return err
 		}
-		return err
+		c, err := readConf(path)
+		if err != nil {
+			return err
+		}
+		v.setConf(c, nil)
+		return nil
 	})
-	if err != nil {
-		return err
-	}
-	v.setConf(c, nil)
-	return nil
 }
