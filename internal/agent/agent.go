@@ -157,7 +157,7 @@ type session struct {
 	ended    <-chan struct{}
 
 	mu    sync.Mutex
-	known map[string]string          // action name → id: in work here
+	known map[string]string          // action name → id: in work or finished here
 	busy  map[cluster.ResourceID]int // resources that work is under way for
 	stops map[cluster.ResourceID]stopSeen
 	since map[string]boottime.Time // path of a VE without a resource → first seen

@@ -25,7 +25,7 @@ func (r *session) errand(ctx context.Context, j *job) {
 			}
 			r.answer(e, outcome, msg, renamed)
 			return
-		case !errors.Is(err, cluster.ErrHold) && !errors.Is(err, cluster.ErrCannotAsk) && !errors.Is(err, errClosed) && !errors.Is(err, cluster.ErrLocked):
+		case errors.Is(err, errRefused), !errors.Is(err, cluster.ErrHold) && !errors.Is(err, cluster.ErrCannotAsk) && !errors.Is(err, errClosed) && !errors.Is(err, cluster.ErrLocked):
 			r.answer(e, failedOutcome(err), err.Error(), "")
 			return
 		case !r.Inbox.Has(e.Value):
@@ -137,8 +137,12 @@ func (r *session) giveBack(ctx context.Context, a cluster.Action) (cluster.Resou
 	if err := r.call(ctx, r.Hypervisor.Barrier); err != nil {
 		return "", err
 	}
-	if still, err := r.runs(ctx, res); err != nil || still {
-		return "", errors.Join(err, fmt.Errorf("%w: %s runs again", errRefused, res.Path))
+	still, err := r.runs(ctx, res)
+	if err != nil {
+		return "", err
+	}
+	if still {
+		return "", fmt.Errorf("%w: %s runs again", errRefused, res.Path)
 	}
 	if err := r.call(ctx, func(ctx context.Context) error { return r.Hypervisor.Unregister(ctx, res.Kind, res.Path) }); err != nil && !errors.Is(err, cluster.ErrNoVE) {
 		return "", err
@@ -183,7 +187,7 @@ func (r *session) quarantine(ctx context.Context, a cluster.Action) error {
 	if err != nil {
 		return err
 	}
-	if err := r.forceStop(ctx, &job{id: a.Resource}); err != nil {
+	if err := r.forceStop(ctx, &job{id: a.Resource, kind: res.Kind, path: res.Path}); err != nil {
 		return err
 	}
 	if err := r.call(ctx, func(ctx context.Context) error { return r.Hypervisor.Unregister(ctx, res.Kind, res.Path) }); err != nil && !errors.Is(err, cluster.ErrNoVE) {
@@ -196,22 +200,15 @@ func (r *session) quarantine(ctx context.Context, a cluster.Action) error {
 
 // add makes a resource of the VE at a path.
 func (r *session) add(ctx context.Context, a cluster.Action) error {
-	all, err := r.Repository.Census(ctx)
+	own, err := r.free(ctx, a.Path, a.Resource)
 	if err != nil {
 		return err
 	}
-	for node, l := range all.Repositories {
-		for _, res := range l.Resources {
-			switch {
-			case res.Path != a.Path && res.ID != a.Resource:
-			case node == r.Self && a.Force && res.ID == a.Resource:
-				return r.set(ctx, a)
-			case res.Path == a.Path:
-				return fmt.Errorf("%w: resource %s of node %s is this VE already", cluster.ErrTaken, res.ID, node)
-			case node == r.Self:
-				return fmt.Errorf("%w: %s is the VE at %s", cluster.ErrTaken, res.ID, res.Path)
-			}
+	if own != nil {
+		if !a.Force {
+			return fmt.Errorf("%w: %s is the VE at %s", cluster.ErrTaken, own.ID, own.Path)
 		}
+		return r.set(ctx, a)
 	}
 	if err := r.call(ctx, func(ctx context.Context) error { return r.Hypervisor.Register(ctx, a.Resource.Kind(), a.Path) }); err != nil {
 		return fmt.Errorf("register %s: %w", a.Path, err)
@@ -241,6 +238,39 @@ func (r *session) add(ctx context.Context, a cluster.Action) error {
 	return r.Repository.Create(ctx, r.Incarnation, res)
 }
 
+// free makes sure that no other resource, wherever it lies, is the VE at a path:
+// two resources of one VE would start it twice. It returns the own resource of
+// that id if there is one.
+func (r *session) free(ctx context.Context, path string, id cluster.ResourceID) (own *cluster.Resource, err error) {
+	all, err := r.Repository.Census(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for node, l := range all.Repositories {
+		for _, res := range l.Resources {
+			switch {
+			case node == r.Self && res.ID == id:
+				own = &res
+			case res.Path == path:
+				return nil, fmt.Errorf("%w: resource %s of node %s is this VE already", cluster.ErrTaken, res.ID, node)
+			}
+		}
+	}
+	for pool, l := range all.Pools {
+		for _, res := range l.Resources {
+			if res.Path == path {
+				return nil, fmt.Errorf("%w: resource %s in pool directory %s is this VE already; it is on its way to a node", cluster.ErrTaken, res.ID, pool)
+			}
+		}
+	}
+	for _, b := range all.Broken {
+		if b.Resource.Path == path {
+			return nil, fmt.Errorf("%w: broken resource %s is this VE already", cluster.ErrTaken, b.Resource.ID)
+		}
+	}
+	return own, nil
+}
+
 // set changes a resource's parameters, and the VE's own where it carries them.
 func (r *session) set(ctx context.Context, a cluster.Action) error {
 	res, err := r.Repository.Look(ctx, r.Incarnation, a.Resource)
@@ -248,8 +278,11 @@ func (r *session) set(ctx context.Context, a cluster.Action) error {
 		return err
 	}
 	path := res.Path
-	if a.Path != "" {
+	if a.Path != "" && a.Path != res.Path {
 		path = a.Path
+		if _, err := r.free(ctx, path, a.Resource); err != nil {
+			return err
+		}
 	}
 	if a.Priority != nil {
 		err := r.call(ctx, func(ctx context.Context) error {

@@ -84,7 +84,7 @@ func (r *session) setKnown(a cluster.Action, known bool) {
 	defer r.mu.Unlock()
 	if known {
 		r.known[a.Name()] = a.ID
-	} else {
+	} else if r.known[a.Name()] == a.ID {
 		delete(r.known, a.Name())
 	}
 }

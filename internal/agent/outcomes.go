@@ -110,8 +110,7 @@ func (r *session) reread(ctx context.Context, b answer) (answer, bool) {
 	case err != nil:
 		return b, true
 	case !ok || e.Value.ID != b.now.ID:
-		r.setKnown(b.now, false) // withdrawn, or another one stands there now
-		return b, false
+		return b, false // withdrawn, or another one stands there now
 	case e.Value.State == cluster.ActionDone:
 		r.written(b.now)
 		return b, false
@@ -120,8 +119,9 @@ func (r *session) reread(ctx context.Context, b answer) (answer, bool) {
 	return b, true
 }
 
+// written ends an action. It stays known: the local copy of etcd may show it as
+// unfinished for as long as its watch lags behind, and nothing is done twice.
 func (r *session) written(a cluster.Action) {
-	r.setKnown(a, false)
 	r.Metrics.Actions.WithLabelValues(string(a.Verb), string(a.Outcome)).Inc()
 	log := r.Log.Info
 	if a.Outcome == cluster.OutcomeFailed || a.Outcome == cluster.OutcomeRefused {

@@ -11,6 +11,8 @@ import (
 // job is the work for one resource after it lies in the own repository.
 type job struct {
 	id       cluster.ResourceID
+	kind     cluster.Kind // with path, of the VE, once its resource was read
+	path     string
 	action   *cluster.Versioned[cluster.Action] // nil for a start after boot
 	start    bool
 	boot     bool

@@ -133,7 +133,7 @@ func (r *session) publish(l cluster.Listing, ves []cluster.VE, byPath map[string
 // record that nothing was running.
 func (r *session) settle(ctx context.Context, res cluster.Resource, v cluster.VE) (watch bool, err error) {
 	next := res
-	stopNow := v.State == cluster.VEStopped && v.Cause == cluster.CauseStop && res.Want != cluster.WantStopped && res.Waiting == "" && !r.Bringing()
+	stopNow := v.State == cluster.VEStopped && v.Cause == cluster.CauseStop && res.Want == cluster.WantRunning && res.Waiting == "" && !r.Bringing()
 	seen, was := r.stops[res.ID]
 	if !stopNow {
 		delete(r.stops, res.ID)
@@ -191,9 +191,11 @@ func (r *session) rewrite(ctx context.Context, res, next cluster.Resource) error
 		r.Event(cluster.Event{Kind: "state", Resource: res.ID, Message: "should be " + string(next.Want) + " from now on: the VE was started or stopped on this node"})
 	}
 	return r.Repository.Update(ctx, r.Incarnation, res.ID, func(now *cluster.Resource) {
-		id, owner, pool := now.ID, now.Owner, now.Pool
-		*now = next
-		now.ID, now.Owner, now.Pool = id, owner, pool
+		if now.Path != res.Path {
+			return // it became another VE's meanwhile
+		}
+		now.Want, now.Waiting, now.LastNode = next.Want, next.Waiting, next.LastNode
+		now.Memory, now.VCPUs, now.UUID, now.Priority = next.Memory, next.VCPUs, next.UUID, next.Priority
 	})
 }
 
@@ -261,7 +263,10 @@ func knownPaths(all cluster.Census) map[string]bool {
 
 func (r *session) adopt(ctx context.Context, v cluster.VE) error {
 	release, err := r.Gate.Hold(r.Incarnation)
-	if err != nil {
+	if err != nil || !r.Valid() {
+		if err == nil {
+			release()
+		}
 		return nil // not now
 	}
 	defer release()

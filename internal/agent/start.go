@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/shaman-ha/shaman/internal/boottime"
@@ -130,6 +131,14 @@ func (r *session) attempt(ctx context.Context, j *job) (cluster.Outcome, error) 
 				return "", r.provenStopped(ctx, j, err)
 			}
 		default:
+			if !started && r.runsAnyway(ctx, j) {
+				// What failed came before any start of ours: the VE is where and how it should be.
+				r.Log.Warn("a VE cannot be registered, and runs already; left as it is", zap.String("resource", string(j.id)), zap.Error(err))
+				if j.start {
+					return cluster.OutcomeStarted, nil
+				}
+				return cluster.OutcomeRegistered, nil
+			}
 			return "", r.provenStopped(ctx, j, err)
 		}
 		r.Metrics.Held.Set(1)
@@ -138,6 +147,14 @@ func (r *session) attempt(ctx context.Context, j *job) (cluster.Outcome, error) 
 			return "", err
 		}
 	}
+}
+
+// runsAnyway tells whether a job's VE certainly runs here.
+func (r *session) runsAnyway(ctx context.Context, j *job) bool {
+	ves, err := r.ves(ctx)
+	return err == nil && slices.ContainsFunc(ves, func(v cluster.VE) bool {
+		return j.path != "" && v.Path == j.path && v.State == cluster.VERunning
+	})
 }
 
 // errClosed is returned while this node may not start anything.
@@ -161,6 +178,7 @@ func (r *session) once(ctx context.Context, j *job) (o cluster.Outcome, started 
 	if err != nil {
 		return "", false, err
 	}
+	j.kind, j.path = res.Kind, res.Path
 	r.At("register:before")
 	if err := r.call(ctx, func(ctx context.Context) error { return r.Hypervisor.Register(ctx, res.Kind, res.Path) }); err != nil {
 		return "", false, fmt.Errorf("register %s: %w", res.Path, err)
@@ -197,7 +215,7 @@ func (r *session) noteWaiting(ctx context.Context, j *job, res cluster.Resource)
 }
 
 // provenStopped stops a VE by force until it is proven not to run, and returns
-// the failure that led here. A VE that turns out to run well is none.
+// the failure that led here.
 func (r *session) provenStopped(ctx context.Context, j *job, failure error) error {
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
 		err := r.forceStop(ctx, j)
@@ -211,12 +229,17 @@ func (r *session) provenStopped(ctx context.Context, j *job, failure error) erro
 	}
 }
 
+// forceStop proves a job's VE stopped. It looks at the resource only if nobody
+// has yet: what may be running must be stopped also while the mount is away.
 func (r *session) forceStop(ctx context.Context, j *job) error {
-	res, err := r.Repository.Look(ctx, r.Incarnation, j.id)
-	if err != nil {
-		return err
+	if j.path == "" {
+		res, err := r.Repository.Look(ctx, r.Incarnation, j.id)
+		if err != nil {
+			return err
+		}
+		j.kind, j.path = res.Kind, res.Path
 	}
-	stop := func(ctx context.Context) error { return r.Hypervisor.Stop(ctx, res.Kind, res.Path, true) }
+	stop := func(ctx context.Context) error { return r.Hypervisor.Stop(ctx, j.kind, j.path, true) }
 	if err := r.call(ctx, stop); err != nil && !errors.Is(err, cluster.ErrNoVE) {
 		return err
 	}

@@ -26,6 +26,7 @@ type Gate struct {
 	open    bool
 	inc     cluster.Incarnation
 	holders int
+	closed  int           // how often it was closed
 	idle    chan struct{} // made by Close, closed when the last holder is gone
 }
 
@@ -63,6 +64,7 @@ func (g *Gate) release() {
 func (g *Gate) Close(ctx context.Context) error {
 	g.mu.Lock()
 	g.open = false
+	g.closed++
 	if g.holders == 0 {
 		g.mu.Unlock()
 		return nil
@@ -78,4 +80,22 @@ func (g *Gate) Close(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// Pause closes the gate as Close does. reopen opens it again, unless somebody
+// else has closed or opened it since.
+func (g *Gate) Pause(ctx context.Context) (reopen func(), err error) {
+	g.mu.Lock()
+	open, inc, closed := g.open, g.inc, g.closed+1
+	g.mu.Unlock()
+	if !open {
+		return nil, ErrGateClosed
+	}
+	return func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.closed == closed && g.inc == inc {
+			g.open = true
+		}
+	}, g.Close(ctx)
 }

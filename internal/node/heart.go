@@ -67,10 +67,19 @@ func (h *Heart) listen(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err == nil {
-			if slices.Contains(h.former, first.Nonce) {
+		switch {
+		case errors.Is(err, cluster.ErrTorn):
+			// Never written, or somebody is just writing it.
+			if err := boottime.WaitUntil(ctx, boottime.Now().Add(t.Heartbeat/2)); err != nil {
+				return err
+			}
+			if _, again := h.Peek(ctx, t.Probe); errors.Is(again, cluster.ErrTorn) {
 				return nil
 			}
+			continue
+		case err == nil && slices.Contains(h.former, first.Nonce):
+			return nil
+		case err == nil:
 			if err := boottime.WaitUntil(ctx, boottime.Now().Add(t.Heartbeat*5/2)); err != nil {
 				return err
 			}
@@ -87,9 +96,6 @@ func (h *Heart) listen(ctx context.Context) error {
 				h.mu.Unlock()
 				h.Log.Error("duplicate-host-id: another machine uses this node's host id; this daemon does not beat", zap.Error(h.foreign))
 			}
-		}
-		if errors.Is(err, cluster.ErrTorn) {
-			return nil // never written
 		}
 		if err != nil {
 			h.mu.Lock()

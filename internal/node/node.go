@@ -253,9 +253,11 @@ func (n *Node) active(ctx context.Context, a Admitted) error {
 	n.OnAdmit(a)
 	n.Status(fmt.Sprintf("Active, incarnation %d", a.Incarnation))
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return n.Active(ctx, a) })
-	g.Go(func() error { return n.publish(ctx, a) })
-	g.Go(func() error { return n.guard(ctx, a) })
+	work, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	g.Go(func() error { return n.Active(work, a) })
+	g.Go(func() error { return n.publish(work, a) })
+	g.Go(func() error { return n.guard(ctx, a, end) })
 	return g.Wait()
 }
 
@@ -266,8 +268,9 @@ const (
 	publishEvery = 10 * time.Second
 )
 
-// guard ends an admission that somebody else has ended, after all VEs are stopped.
-func (n *Node) guard(ctx context.Context, a Admitted) error {
+// guard ends an admission that somebody else has ended: first its work, since a
+// gate waits for those who hold it, and then all VEs.
+func (n *Node) guard(ctx context.Context, a Admitted, endWork context.CancelCauseFunc) error {
 	tick := time.NewTicker(guardEvery)
 	defer tick.Stop()
 	for {
@@ -279,6 +282,7 @@ func (n *Node) guard(ctx context.Context, a Admitted) error {
 		}
 		if reason != nil && ctx.Err() == nil {
 			n.Log.Error("this node must not run anything any more", zap.Error(reason))
+			endWork(reason)
 			return n.quiesce(ctx, a.Incarnation, a.Lease, reason)
 		}
 		select {

@@ -1,9 +1,11 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/shaman-ha/shaman/internal/boottime"
@@ -142,29 +144,13 @@ func (n *Node) prepare(ctx context.Context, newBoot bool) (clean bool, err error
 	if err != nil {
 		return false, err
 	}
-	mine, others := map[string]bool{}, map[string]string{}
-	for owner, l := range all.Repositories {
-		for _, r := range l.Resources {
-			if owner == n.Self {
-				mine[r.Path] = true
-			} else {
-				others[r.Path] = "the repository of node " + string(owner)
-			}
-		}
-	}
-	for p, l := range all.Pools {
-		for _, r := range l.Resources {
-			others[r.Path] = "pool directory " + p.String()
-		}
-	}
-	for _, b := range all.Broken {
-		others[b.Resource.Path] = "broken"
-	}
+	mine, others := placesOf(n.Self, all)
 	clean = true
 	for _, v := range ves {
-		where, away := others[v.Path]
+		_, own := mine.of(v)
+		where, away := others.of(v)
 		switch {
-		case mine[v.Path]:
+		case own:
 			if v.Autostart {
 				if err := n.Hypervisor.Register(ctx, v.Kind, v.Path); err != nil {
 					return false, fmt.Errorf("switch autostart off for %s: %w", v.Path, err)
@@ -178,6 +164,51 @@ func (n *Node) prepare(ctx context.Context, newBoot bool) (clean bool, err error
 		}
 	}
 	return clean, nil
+}
+
+// places tell where the resource of a VE lies, by its path and by its UUID.
+type places struct{ byPath, byUUID map[string]string }
+
+func newPlaces() places {
+	return places{byPath: map[string]string{}, byUUID: map[string]string{}}
+}
+
+func (p places) put(r cluster.Resource, where string) {
+	p.byPath[r.Path] = where
+	if r.UUID != "" {
+		p.byUUID[r.UUID] = where
+	}
+}
+
+func (p places) of(v cluster.VE) (where string, ok bool) {
+	if where, ok = p.byPath[v.Path]; !ok && v.UUID != "" {
+		where, ok = p.byUUID[v.UUID]
+	}
+	return where, ok
+}
+
+// placesOf sorts everything on the mount into what lies in the own repository
+// and what lies elsewhere.
+func placesOf(self cluster.NodeID, all cluster.Census) (mine, others places) {
+	mine, others = newPlaces(), newPlaces()
+	for owner, l := range all.Repositories {
+		for _, r := range l.Resources {
+			if owner == self {
+				mine.put(r, "the own repository")
+			} else {
+				others.put(r, "the repository of node "+string(owner))
+			}
+		}
+	}
+	for p, l := range all.Pools {
+		for _, r := range l.Resources {
+			others.put(r, "pool directory "+p.String())
+		}
+	}
+	for _, b := range all.Broken {
+		others.put(b.Resource, "broken")
+	}
+	return mine, others
 }
 
 // dropMoved stops and forgets a VE that belongs elsewhere by now.
@@ -225,28 +256,36 @@ func (n *Node) admit(ctx context.Context, l Lease, known cluster.NodeRecord, inc
 }
 
 // listStarts writes down, before the first admission after a boot, what ran
-// here before it: the second of the two reasons to start a VE.
+// here before it: the second of the two reasons to start a VE. The highest
+// priority comes first. A repository that was taken over takes its list along:
+// what lies in the new one came by an action.
 func (n *Node) listStarts(ctx context.Context, inc cluster.Incarnation, known cluster.NodeRecord, newBoot bool) error {
-	if !newBoot || n.State.get().Listed {
+	mem := n.State.get()
+	if inc != known.Incarnation {
+		if mem.Listed && len(mem.Starts) == 0 {
+			return nil
+		}
+		return n.State.update(func(m *memory) { m.Starts, m.Listed = nil, true })
+	}
+	if !newBoot || mem.Listed {
 		return nil
 	}
 	all, err := n.Mount.Census(ctx)
 	if err != nil {
 		return err
 	}
-	elsewhere := map[string]bool{}
-	for owner, l := range all.Repositories {
-		for _, r := range l.Resources {
-			elsewhere[r.Path] = elsewhere[r.Path] || owner != n.Self
+	_, elsewhere := placesOf(n.Self, all)
+	var run []cluster.Resource
+	for _, r := range all.Repositories[n.Self].Resources {
+		_, twice := elsewhere.byPath[r.Path]
+		if r.ShouldRun() && r.Waiting == "" && r.Migrating == "" && !twice {
+			run = append(run, r)
 		}
 	}
+	slices.SortStableFunc(run, func(a, b cluster.Resource) int { return cmp.Compare(b.Priority, a.Priority) })
 	var starts []cluster.ResourceID
-	if inc == known.Incarnation { // else the repository was taken over and is empty
-		for _, r := range all.Repositories[n.Self].Resources {
-			if r.ShouldRun() && r.Waiting == "" && r.Migrating == "" && !elsewhere[r.Path] {
-				starts = append(starts, r.ID)
-			}
-		}
+	for _, r := range run {
+		starts = append(starts, r.ID)
 	}
 	return n.State.update(func(m *memory) { m.Starts, m.Listed = starts, true })
 }
@@ -254,13 +293,15 @@ func (n *Node) listStarts(ctx context.Context, inc cluster.Incarnation, known cl
 // quiesce makes this node harmless: it closes the gate and waits for its
 // holders, then stops all HA VEs by force, waits until the hypervisor has no
 // job of ours queued, and flushes the mount. Then the lease is given up, so
-// that a failover can open. It ends with errQuiesced, or says what failed.
+// that a failover can open. It ends with errQuiesced, or says what failed. Once
+// begun it goes on, within STOP_BUDGET, whatever becomes of ctx: a lease that is
+// lost meanwhile is one more reason to finish.
 func (n *Node) quiesce(ctx context.Context, inc cluster.Incarnation, l Lease, reason error) error {
 	if err := n.State.update(func(m *memory) { m.Closed = max(m.Closed, inc) }); err != nil {
 		n.Log.Error("cannot keep the gate closed across a restart", zap.Error(err))
 	}
-	budget := n.Settings().StopBudget
-	qctx, cancel := context.WithTimeout(ctx, budget)
+	ctx = context.WithoutCancel(ctx)
+	qctx, cancel := context.WithTimeout(ctx, n.Settings().StopBudget)
 	defer cancel()
 	begin := boottime.Now()
 	err := n.Gate.Close(qctx)
@@ -276,7 +317,7 @@ func (n *Node) quiesce(ctx context.Context, inc cluster.Incarnation, l Lease, re
 	} else {
 		n.Log.Warn("stopped everything", zap.Duration("elapsed", boottime.Since(begin)), zap.NamedError("reason", reason))
 	}
-	rctx, rcancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	rctx, rcancel := context.WithTimeout(ctx, 2*time.Second)
 	defer rcancel()
 	return errors.Join(errQuiesced, reason, err, l.Revoke(rctx))
 }

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/shaman-ha/shaman/internal/cluster"
@@ -30,12 +31,15 @@ func (n *Node) Leave(ctx context.Context) error {
 	if a == nil {
 		return errors.New("leave: this node is not admitted")
 	}
-	if err := n.Gate.Close(ctx); err != nil {
-		return err
+	reopen, err := n.Gate.Pause(ctx)
+	if err == nil {
+		err = n.Members.Leave(ctx, n.Self, a.Lease.ID())
 	}
-	if err := n.Members.Leave(ctx, n.Self, a.Lease.ID()); err != nil {
-		n.Gate.Open(a.Incarnation)
-		return err
+	if err != nil {
+		if reopen != nil {
+			reopen()
+		}
+		return fmt.Errorf("leave: %w", err)
 	}
 	n.Event(cluster.Event{Kind: "left", Subject: n.Self, Message: "left the cluster"})
 	if err := n.State.update(func(m *memory) { m.Lease, m.Starts = 0, nil }); err != nil {
