@@ -4,26 +4,25 @@ package main
 
 import (
 	"os"
+	"strconv"
 	"syscall"
 )
 
-// failpoint kills this process, as a power cut of the daemon would, when the
-// step that SHAMAN_FAILPOINT names is reached for the first time in the cluster:
-// the file SHAMAN_FAILPOINT_ONCE, made exclusively, sees to that.
+// failpoint kills this process, as a crash of the daemon would, when it reaches
+// the step whose label stands in the file that SHAMAN_FAILPOINT names. The file
+// is renamed to "<file>.<pid>" first, so exactly one process of the cluster dies.
 func failpoint() func(string) {
-	label, once := os.Getenv("SHAMAN_FAILPOINT"), os.Getenv("SHAMAN_FAILPOINT_ONCE")
-	if label == "" {
+	file := os.Getenv("SHAMAN_FAILPOINT")
+	if file == "" {
 		return nil
 	}
 	return func(at string) {
-		if at != label {
+		if label, err := os.ReadFile(file); err != nil || string(label) != at {
 			return
 		}
-		f, err := os.OpenFile(once, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-		if err != nil {
+		if err := os.Rename(file, file+"."+strconv.Itoa(os.Getpid())); err != nil {
 			return
 		}
-		_ = f.Close()
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {} // until the signal lands
 	}

@@ -135,5 +135,5 @@ func (l *Lab) startHost(n Node) error {
 
 // env is the environment of everything that runs on a node.
 func (l *Lab) env(n Node) []string {
-	return append(os.Environ(), envNode+"="+l.nodeDir(n), envName+"="+n.Name)
+	return append(append(os.Environ(), l.Env...), envNode+"="+l.nodeDir(n), envName+"="+n.Name)
 }

@@ -34,6 +34,7 @@ type Options struct {
 	NodeMemory  cluster.Bytes
 	VEMemory    cluster.Bytes
 	EtcdMembers int
+	Env         []string // added to the environment of all daemons
 }
 
 // DefaultOptions are a lab of three nodes with twelve VEs.
@@ -51,6 +52,7 @@ type Lab struct {
 	VEs         []string      `json:"ves"` // ids of all VEs
 	Running     int           `json:"running"`
 	LockTimeout time.Duration `json:"lock_timeout"`
+	Env         []string      `json:"env,omitempty"`
 	Namespaces  bool          `json:"namespaces"` // made as root: each node has a mount of its own
 }
 

@@ -127,7 +127,7 @@ func create(o Options) (*Lab, error) {
 			return nil, fmt.Errorf("%s is not beside shaman-lab: %w; build all programs with 'make build'", p, err)
 		}
 	}
-	l := &Lab{Dir: dir, ClusterName: "lab", Bin: bin, LockTimeout: o.LockTimeout, Namespaces: os.Geteuid() == 0, Running: o.VEs}
+	l := &Lab{Dir: dir, ClusterName: "lab", Bin: bin, LockTimeout: o.LockTimeout, Namespaces: os.Geteuid() == 0, Running: o.VEs, Env: o.Env}
 	for _, d := range []string{l.Mount(), filepath.Join(dir, "velog"), filepath.Join(dir, "fence.d"), filepath.Join(dir, "bin")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, fmt.Errorf("make the lab: %w", err)
@@ -225,7 +225,7 @@ func (l *Lab) writeNode(n Node, o Options) error {
 
 func (l *Lab) configure(ctx context.Context, o Options) error {
 	set := []string{
-		"set-config", "-q", "LOCK_TIMEOUT=" + strconv.Itoa(int(o.LockTimeout/time.Second)) + "s", "RESOURCE_RELOCATION_MODE=" + o.Policy,
+		"set-config", "LOCK_TIMEOUT=" + strconv.Itoa(int(o.LockTimeout/time.Second)) + "s", "RESOURCE_RELOCATION_MODE=" + o.Policy,
 		"LEASE_LOST_ACTION=none", "NODE_CRASH_PER_HOUR_THRESHOLD=0", "WATCHDOG_TIMEOUT=0", "POOL_CHECK_TIMEOUT=5s",
 	}
 	return l.shaman(ctx, l.Nodes[0], set...)

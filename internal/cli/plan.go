@@ -1,0 +1,142 @@
+package cli
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sort"
+	"text/tabwriter"
+
+	"github.com/shaman-ha/shaman/internal/cluster"
+	"github.com/shaman-ha/shaman/internal/config"
+	"github.com/shaman-ha/shaman/internal/relocation"
+	"github.com/spf13/cobra"
+)
+
+func decode(data []byte, into any) error { return json.Unmarshal(data, into) }
+
+// planned is one line of a plan.
+type planned struct {
+	Resource string          `json:"resource"`
+	From     string          `json:"from"`
+	To       string          `json:"to"` // "" = it would wait, stopped, on the master's node
+	Start    bool            `json:"start"`
+	Policy   string          `json:"policy"`
+	Reason   string          `json:"reason"`
+	Rejected []rejectionJSON `json:"rejected"`
+}
+
+type rejectionJSON struct {
+	Node   string `json:"node"`
+	Reason string `json:"reason"`
+}
+
+func (a *app) planCmd() *cobra.Command {
+	return &cobra.Command{Use: "plan NODE...", Short: "Show what would happen if these nodes failed now", Args: cobra.MinimumNArgs(1),
+		Long: "Show where the resources of these nodes would go if all of them failed now, by the policies that a failover uses. With -v also why every other node was not chosen. Nothing is changed.",
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := a.connect(); err != nil {
+				return err
+			}
+			s := a.look(c.Context())
+			if s.etcdErr != nil {
+				return a.reach(s.etcdErr)
+			}
+			if s.mountErr != nil {
+				return s.mountErr
+			}
+			out, names, err := a.plan(s, args)
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.printJSON(out)
+			}
+			a.renderPlan(out, names)
+			return nil
+		}}
+}
+
+// plan asks the policies about a view in which the nodes have failed.
+func (a *app) plan(s *snapshot, words []string) ([]planned, map[string]string, error) {
+	cfg, _, err := config.ParseCluster(s.config, len(s.facts.Nodes))
+	if err != nil {
+		return nil, nil, err
+	}
+	policy, err := relocation.Parse(cfg.RelocationMode)
+	if err != nil {
+		return nil, nil, err
+	}
+	failed := map[cluster.NodeID]bool{}
+	for _, w := range words {
+		n, err := s.node(w)
+		if err != nil {
+			return nil, nil, err
+		}
+		failed[n.ID] = true
+	}
+	req := relocation.Request{View: s.view, Reserve: cfg.HostMemoryReserve, Turn: int(s.facts.Epoch), Explain: true, CPUPools: map[cluster.NodeID]string{}}
+	req.View.Nodes = slices.Clone(s.view.Nodes)
+	keeper := cluster.NodeID("")
+	for i, n := range req.View.Nodes {
+		req.CPUPools[n.ID] = cmp.Or(n.Capacity.CPUPool, s.facts.Nodes[n.ID].CPUPool)
+		if failed[n.ID] {
+			req.View.Nodes[i].Liveness = cluster.Crashed
+		} else if n.Liveness == cluster.Active && len(n.Flags) == 0 && n.Mount == cluster.MountOK && (n.Master || keeper == "") {
+			keeper = n.ID
+		}
+	}
+	names := map[string]string{"": "-"}
+	var out []planned
+	for id := range s.facts.Nodes {
+		names[string(id)] = s.name(id)
+		if !failed[id] {
+			continue
+		}
+		for _, r := range s.census.Repositories[id].Resources {
+			if r.ShouldRun() {
+				req.Resources = append(req.Resources, r)
+				continue
+			}
+			out = append(out, planned{Resource: string(r.ID), From: string(id), To: string(keeper), Reason: "it should not run: registered there and left stopped", Rejected: []rejectionJSON{}})
+		}
+	}
+	for _, p := range policy.Place(req) {
+		line := planned{Resource: string(p.Resource), From: string(p.From), To: string(p.To), Start: p.To != "", Policy: p.Policy, Reason: p.Reason, Rejected: []rejectionJSON{}}
+		if p.To == "" {
+			line.To = string(keeper)
+			line.Reason = "nobody can run it: registered there, stopped, until there is room (" + p.Reason + ")"
+		}
+		for _, rj := range p.Rejected {
+			line.Rejected = append(line.Rejected, rejectionJSON{Node: string(rj.Node), Reason: rj.Reason})
+		}
+		out = append(out, line)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Resource < out[j].Resource })
+	if out == nil {
+		out = []planned{}
+	}
+	return out, names, nil
+}
+
+func (a *app) renderPlan(out []planned, names map[string]string) {
+	w := tabwriter.NewWriter(a.out, 2, 8, 2, ' ', 0)
+	fmt.Fprintln(w, "RESOURCE\tFROM\tTO\tSTARTED\tPOLICY\tREASON")
+	started := 0
+	for _, p := range out {
+		yes := "no"
+		if p.Start {
+			yes = "yes"
+			started++
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", p.Resource, names[p.From], names[p.To], yes, cmp.Or(p.Policy, "-"), p.Reason)
+		if a.verbose {
+			for _, r := range p.Rejected {
+				fmt.Fprintf(w, "\t\t%s\tnot\t\t%s\n", names[r.Node], r.Reason)
+			}
+		}
+	}
+	_ = w.Flush()
+	a.print("%d resources: %d would be started elsewhere, %d would stay stopped\n", len(out), started, len(out)-started)
+}

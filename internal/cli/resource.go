@@ -1,0 +1,348 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/shaman-ha/shaman/internal/cluster"
+	"github.com/spf13/cobra"
+)
+
+// priorityFlag is --prio: unset leaves the priority as it is.
+type priorityFlag struct{ value *uint32 }
+
+func (p *priorityFlag) String() string { return "" }
+func (p *priorityFlag) Type() string   { return "number" }
+func (p *priorityFlag) Set(s string) error {
+	n, err := strconv.ParseUint(s, 10, 32)
+	if err != nil {
+		return errors.New("want a whole number from 0 to 4294967295; higher comes first")
+	}
+	v := uint32(n)
+	p.value = &v
+	return nil
+}
+
+// owner returns the resource and the Active node that owns it.
+func (a *app) owner(ctx context.Context, word string) (cluster.Resource, *snapshot, cluster.Incarnation, error) {
+	res, err := a.find(ctx, word)
+	if err != nil {
+		return res, nil, 0, err
+	}
+	s := a.look(ctx)
+	if s.etcdErr != nil {
+		return res, s, 0, s.etcdErr
+	}
+	alive, ok := s.facts.Alive[res.Owner]
+	if !ok {
+		return res, s, 0, fail(exitReach, "%s belongs to node %s, whose daemon is not admitted; its own daemon has to carry this out", res.ID, s.name(res.Owner))
+	}
+	return res, s, alive.Incarnation, nil
+}
+
+// toOwner sends an action to the owner of a resource.
+func (a *app) toOwner(ctx context.Context, word string, fill func(*cluster.Action)) (cluster.Action, error) {
+	if err := a.connect(); err != nil {
+		return cluster.Action{}, err
+	}
+	res, _, inc, err := a.owner(ctx, word)
+	if err != nil {
+		return cluster.Action{}, a.reach(err)
+	}
+	act := cluster.Action{Node: res.Owner, Inc: inc, Resource: res.ID, Reason: "asked for by an operator"}
+	fill(&act)
+	return a.ask(ctx, act)
+}
+
+func (a *app) addCmd() *cobra.Command {
+	var path string
+	var prio priorityFlag
+	var force bool
+	c := &cobra.Command{Use: "add RES --path PATH", Short: "Protect a VE of this node", Args: cobra.ExactArgs(1),
+		Long: "Protect a VE of this node: make its resource, and switch high availability on in the VE's own parameters. RES is <type>-<name>, such as vm-web or ct-101. With --force a resource of that name that is here already is changed instead.",
+		RunE: func(c *cobra.Command, args []string) error {
+			id, err := cluster.ParseResourceID(args[0])
+			if err != nil {
+				return fail(exitUsage, "%w", err)
+			}
+			if path == "" || !filepath.IsAbs(path) {
+				return fail(exitUsage, "--path %q is not allowed; want the absolute path of the VE", path)
+			}
+			if err := a.connect(); err != nil {
+				return err
+			}
+			s := a.look(c.Context())
+			if s.etcdErr != nil {
+				return a.reach(s.etcdErr)
+			}
+			if _, ok := s.facts.Nodes[a.self]; !ok {
+				return cluster.ErrNotJoined
+			}
+			alive, ok := s.facts.Alive[a.self]
+			if !ok {
+				return fail(exitReach, "this node's daemon is not admitted; see 'shaman stat'")
+			}
+			_, err = a.ask(c.Context(), cluster.Action{Verb: cluster.VerbAdd, Node: a.self, Inc: alive.Incarnation, Resource: id, Path: filepath.Clean(path), Priority: prio.value, Force: force, Reason: "asked for by an operator"})
+			return err
+		}}
+	c.Flags().StringVar(&path, "path", "", "the `path` of the VE")
+	c.Flags().Var(&prio, "prio", "priority; higher comes first")
+	c.Flags().BoolVar(&force, "force", false, "change the resource if it is here already")
+	return c
+}
+
+func (a *app) setCmd() *cobra.Command {
+	var path string
+	var prio priorityFlag
+	c := &cobra.Command{Use: "set RES", Short: "Change a resource's parameters", Args: cobra.ExactArgs(1),
+		Long: "Change a resource's path or priority. The priority is written into the VE's own parameters too, where its hypervisor has them, since these win.",
+		RunE: func(c *cobra.Command, args []string) error {
+			if path == "" && prio.value == nil {
+				return fail(exitUsage, "nothing to change; use --path or --prio")
+			}
+			if path != "" && !filepath.IsAbs(path) {
+				return fail(exitUsage, "--path %q is not allowed; want an absolute path", path)
+			}
+			_, err := a.toOwner(c.Context(), args[0], func(act *cluster.Action) {
+				act.Verb, act.Path, act.Priority = cluster.VerbSet, path, prio.value
+			})
+			return err
+		}}
+	c.Flags().StringVar(&path, "path", "", "the new `path` of the VE")
+	c.Flags().Var(&prio, "prio", "priority; higher comes first")
+	return c
+}
+
+func (a *app) delCmd() *cobra.Command {
+	return &cobra.Command{Use: "del RES", Short: "Take a VE out of high availability; it goes on as it is", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			_, err := a.toOwner(c.Context(), args[0], func(act *cluster.Action) { act.Verb = cluster.VerbDelete })
+			return err
+		}}
+}
+
+func (a *app) delEverywhereCmd() *cobra.Command {
+	return &cobra.Command{Use: "del-everywhere RES", Short: "Delete a resource from the repositories of all nodes", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			id, err := cluster.ParseResourceID(args[0])
+			if err != nil {
+				return fail(exitUsage, "%w", err)
+			}
+			if err := a.connect(); err != nil {
+				return err
+			}
+			s := a.look(c.Context())
+			if s.etcdErr != nil {
+				return a.reach(s.etcdErr)
+			}
+			if s.mountErr != nil {
+				return s.mountErr
+			}
+			return a.reach(a.delEverywhere(c.Context(), s, id))
+		}}
+}
+
+func (a *app) delEverywhere(ctx context.Context, s *snapshot, id cluster.ResourceID) error {
+	done, left := 0, []error{}
+	for owner, l := range s.census.Repositories {
+		for _, r := range l.Resources {
+			if r.ID != id {
+				continue
+			}
+			alive, ok := s.facts.Alive[owner]
+			if !ok {
+				left = append(left, fmt.Errorf("node %s still has it, and its daemon is not admitted", s.name(owner)))
+				continue
+			}
+			if _, err := a.ask(ctx, cluster.Action{Verb: cluster.VerbDelete, Node: owner, Inc: alive.Incarnation, Resource: id, Reason: "asked for by an operator"}); err != nil {
+				left = append(left, err)
+				continue
+			}
+			done++
+		}
+	}
+	for p, l := range s.census.Pools {
+		if slices.ContainsFunc(l.Resources, func(r cluster.Resource) bool { return r.ID == id }) {
+			left = append(left, fmt.Errorf("it is in the pool (%s), being relocated; try again when it is on a node", p))
+		}
+	}
+	if err := errors.Join(left...); err != nil {
+		if done > 0 {
+			return fail(exitPart, "deleted from %d nodes, but: %w", done, err)
+		}
+		return err
+	}
+	if done == 0 {
+		return fail(exitState, "no resource %s in any repository", id)
+	}
+	return nil
+}
+
+func (a *app) renameCmd() *cobra.Command {
+	return &cobra.Command{Use: "rename RES NEW", Short: "Give a resource another name", Args: cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			to, err := cluster.ParseResourceID(args[1])
+			if err != nil {
+				return fail(exitUsage, "%w", err)
+			}
+			if from := cluster.ResourceID(args[0]); from.Kind() != to.Kind() {
+				return fail(exitUsage, "a rename keeps the type: %s is of type %s, %s of type %s", from, from.Kind(), to, to.Kind())
+			}
+			_, err = a.toOwner(c.Context(), args[0], func(act *cluster.Action) { act.Verb, act.NewName = cluster.VerbRename, to })
+			return err
+		}}
+}
+
+func (a *app) lastNodeCmd() *cobra.Command {
+	return &cobra.Command{Use: "get-last-node RES", Short: "Print on which node a resource ran last", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := a.loadLocal(); err != nil {
+				return err
+			}
+			res, err := a.find(c.Context(), args[0])
+			if err != nil && res.ID == "" {
+				return err
+			}
+			last := res.LastNode
+			if last == "" {
+				last = res.Owner
+			}
+			if last == "" {
+				return fail(exitState, "it is not known where %s ran last", res.ID)
+			}
+			if a.output == "json" {
+				return a.printJSON(map[string]string{"resource": string(res.ID), "last_node": string(last)})
+			}
+			a.print("Resource last node ID : %s\n", last)
+			return nil
+		}}
+}
+
+func (a *app) startCmd() *cobra.Command {
+	return &cobra.Command{Use: "start RES", Short: "Start a VE on the node that owns it", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			act, err := a.toOwner(c.Context(), args[0], func(act *cluster.Action) { act.Verb, act.Start = cluster.VerbStart, true })
+			if err == nil {
+				a.say("%s runs", act.Resource)
+			}
+			return err
+		}}
+}
+
+func (a *app) relocateCmd() *cobra.Command {
+	return &cobra.Command{Use: "relocate RES [NODE]", Short: "Stop a VE where it is and start it elsewhere", Args: cobra.RangeArgs(1, 2),
+		Long: "Stop a VE where it is and start it on NODE, or where the relocation policy chooses. A VE that was stopped is moved without being started. It waits until the VE is there.",
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := a.connect(); err != nil {
+				return err
+			}
+			to := ""
+			if len(args) > 1 {
+				to = args[1]
+			}
+			return a.reach(a.relocate(c.Context(), args[0], to))
+		}}
+}
+
+func (a *app) relocate(ctx context.Context, word, to string) error {
+	res, s, inc, err := a.owner(ctx, word)
+	if err != nil {
+		return err
+	}
+	act := cluster.Action{
+		Verb: cluster.VerbGiveBack, Node: res.Owner, Inc: inc, Resource: res.ID, Path: res.Path, Memory: res.Memory,
+		Start: res.Want == cluster.WantRunning, Stop: res.Want == cluster.WantRunning, Reason: "relocated by an operator",
+	}
+	if to != "" {
+		n, err := s.node(to)
+		if err != nil {
+			return err
+		}
+		switch {
+		case n.ID == res.Owner:
+			return fail(exitState, "%s is on node %s already", res.ID, n.Name)
+		case n.Liveness != cluster.Active:
+			return fail(exitRefused, "node %s is %s; only an Active one can take it", n.Name, n.Status())
+		case len(n.Flags) > 0:
+			return fail(exitRefused, "node %s is %s; resume it first", n.Name, n.Status())
+		}
+		act.To = n.ID
+	}
+	if s.facts.Master == "" {
+		return fail(exitReach, "there is no master now, and a relocation needs one; see 'shaman stat'")
+	}
+	if _, err := a.ask(ctx, act); err != nil {
+		return err
+	}
+	return a.arrival(ctx, s, res, act)
+}
+
+// arrival waits until a resource that was given back has come to rest.
+func (a *app) arrival(ctx context.Context, s *snapshot, res cluster.Resource, act cluster.Action) error {
+	deadline := time.Now().Add(a.timeout)
+	said := ""
+	for time.Now().Before(deadline) && ctx.Err() == nil {
+		c, err := a.store.Census(ctx)
+		if err != nil {
+			return err
+		}
+		place := "is in the pool"
+		for _, b := range c.Broken {
+			if b.Resource.Path == res.Path {
+				return fail(exitFailed, "%s is broken now: %s", b.Resource.ID, b.Reason.Error)
+			}
+		}
+		for owner, l := range c.Repositories {
+			for _, r := range l.Resources {
+				if r.Path != res.Path {
+					continue
+				}
+				place = "is on node " + s.name(owner)
+				busy, err := a.underWay(ctx, owner, r.ID)
+				if err != nil {
+					return err
+				}
+				if busy || owner == act.Node && r.Waiting == "" {
+					break
+				}
+				switch {
+				case r.Waiting != "":
+					return fail(exitPart, "%s is on node %s, stopped, and waits for room: %s", r.ID, s.name(owner), r.Waiting)
+				case act.To != "" && owner != act.To:
+					return fail(exitPart, "%s runs on node %s: node %s could not take it", r.ID, s.name(owner), s.name(act.To))
+				}
+				a.say("%s is on node %s%s", r.ID, s.name(owner), map[bool]string{true: " and runs", false: ", stopped"}[act.Start])
+				return nil
+			}
+		}
+		if place != said && a.terminal() {
+			said = place
+			a.say("%s %s …", res.ID, place)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	return fail(exitFailed, "%s has not arrived within %s; it goes on, and 'shaman stat' and 'shaman events --resource %s' tell what becomes of it", res.ID, a.timeout, res.ID)
+}
+
+// underWay tells whether a node has an unfinished action for a resource.
+func (a *app) underWay(ctx context.Context, n cluster.NodeID, id cluster.ResourceID) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	resp, err := a.client.Get(ctx, a.keys.Action(cluster.Action{Node: n, Resource: id}))
+	if err != nil {
+		return false, err
+	}
+	if len(resp.Kvs) == 0 {
+		return false, nil
+	}
+	var act cluster.Action
+	return decode(resp.Kvs[0].Value, &act) == nil && act.State != cluster.ActionDone, nil
+}
