@@ -102,7 +102,8 @@ func (m *term) update(ctx context.Context, log *zap.Logger, s Step) error {
 // the proof came first, and .inc tells afterwards whether it came in time.
 func (m *term) seal(ctx context.Context, log *zap.Logger, o Observation, s Step) error {
 	if err := m.Mount.Seal(ctx, s.Failover); err != nil {
-		if errors.Is(err, cluster.ErrSealed) {
+		if errors.Is(err, cluster.ErrSealed) && !m.late[s.Failover] {
+			m.late[s.Failover] = true
 			m.event(s, "seal-late", err.Error())
 		}
 		return err
@@ -175,6 +176,7 @@ func (m *term) dispatch(ctx context.Context, s Step) error {
 		}
 		if w.New.Verb == cluster.VerbTake {
 			m.Metrics.Placements.WithLabelValues(w.New.Policy, result).Inc()
+			m.turn++
 		}
 		m.Log.Debug("dispatched", zap.String("resource", string(w.New.Resource)), zap.String("to", string(w.New.Node)), zap.String("action", string(w.New.Verb)), zap.String("failover", w.New.Failover), zap.String("policy", w.New.Policy), zap.String("reason", w.New.Reason))
 	}

@@ -62,10 +62,11 @@ func lostNodes(o *Observation) []cluster.NodeID {
 	return out
 }
 
-// decideBrake returns the nodes that count, if they are too many. A node counts
-// as soon as it is silent on either channel: nodes that are lost together are
-// counted together although their leases end at different moments.
-func decideBrake(o *Observation, lost []cluster.NodeID) []cluster.NodeID {
+// brakeNodes are the nodes that count for the brake. A node counts as soon as it
+// is silent on either channel: nodes that are lost together are counted together
+// although their leases end at different moments. One that an operator has
+// confirmed or released does not count.
+func brakeNodes(o *Observation, lost []cluster.NodeID) []cluster.NodeID {
 	counts := func(id cluster.NodeID) bool {
 		rec := o.Nodes[id].Value
 		f, open := o.Failovers[cluster.FailoverID{Node: id, Incarnation: rec.Incarnation}]
@@ -73,7 +74,7 @@ func decideBrake(o *Observation, lost []cluster.NodeID) []cluster.NodeID {
 		switch {
 		case back, rec.Released == rec.Incarnation && rec.Incarnation != 0:
 			return false
-		case open && (f.Value.Phase.Sealed() || f.Value.Phase == cluster.PhaseAwaitingFence):
+		case open && (f.Value.Phase.Sealed() || f.Value.Phase == cluster.PhaseAwaitingFence || f.Value.Proof == manual):
 			return false
 		}
 		since, seen := o.LostSince[id]
@@ -90,11 +91,23 @@ func decideBrake(o *Observation, lost []cluster.NodeID) []cluster.NodeID {
 			out = append(out, id)
 		}
 	}
-	if len(out) < o.SkipThreshold {
-		return nil
-	}
 	slices.Sort(out)
 	return out
+}
+
+// decideBrake returns the nodes that are held back, if they are too many. Once
+// the brake is on, it stays on for a while after fewer are lost: a site that
+// comes back after a power cut comes node by node, and the last one on its way
+// must not be taken for the only one that is gone.
+func decideBrake(o *Observation, lost []cluster.NodeID) []cluster.NodeID {
+	out := brakeNodes(o, lost)
+	if len(out) >= o.SkipThreshold {
+		return out
+	}
+	if o.Brake != nil && !after(o.Now, o.FewerSince, o.FewerSince != 0, o.Timing.Settle()) {
+		return out
+	}
+	return nil
 }
 
 func brakeStep(o *Observation, brake []cluster.NodeID) (Step, bool) {
@@ -110,6 +123,10 @@ func brakeStep(o *Observation, brake []cluster.NodeID) (Step, bool) {
 	}
 	reason := fmt.Sprintf("%d nodes are lost at once (%s) and RELOCATION_SKIP_THRESHOLD is %d: nothing more is taken over until fewer are, or 'shaman failover release NODE' (or --all) says that they may be",
 		len(brake), strings.Join(names, ", "), o.SkipThreshold)
+	if len(brake) < o.SkipThreshold {
+		reason = fmt.Sprintf("after RELOCATION_SKIP_THRESHOLD (%d) nodes were lost at once, others are back and %s may be on the way: nothing is taken over until no more have come for %s, or 'shaman failover release NODE' (or --all) says that it may be",
+			o.SkipThreshold, strings.Join(names, ", "), o.Timing.Settle())
+	}
 	since := o.Clock.UTC().Format(time.RFC3339Nano)
 	if o.Brake != nil {
 		since = o.Brake.Since
@@ -178,9 +195,9 @@ func decideUnsealed(o *Observation, f cluster.Versioned[cluster.Failover], brake
 		return []Step{{Do: ActWithdraw, Failover: id, Was: f, Now: f.Value, Mod: rg.Mod,
 			Reason: "the node is back, nothing of it was moved, and its VEs are at home"}}
 	}
-	held := len(brake) > 0 && rec.Released != id.Incarnation && f.Value.Phase != cluster.PhaseAwaitingFence
+	held := len(brake) > 0 && rec.Released != id.Incarnation && f.Value.Phase != cluster.PhaseAwaitingFence && f.Value.Proof != manual
 	if held {
-		return update(fmt.Sprintf("held: %d nodes are lost at once, RELOCATION_SKIP_THRESHOLD is %d", len(brake), o.SkipThreshold), func(n *cluster.Failover) {
+		return update(fmt.Sprintf("held: too many nodes were lost at once, RELOCATION_SKIP_THRESHOLD is %d", o.SkipThreshold), func(n *cluster.Failover) {
 			n.Phase, n.Command = cluster.PhaseHeld, "shaman failover release "+o.name(id.Node)
 		})
 	}
@@ -196,7 +213,10 @@ func decideUnsealed(o *Observation, f cluster.Versioned[cluster.Failover], brake
 			n.FencedAt = o.Clock.UTC().Format(time.RFC3339Nano)
 		})
 	}
-	steps := []Step{{Do: ActFence, Failover: id, Was: f, Reason: f.Value.Reason, Delay: agentDelay(o, id)}}
+	var steps []Step
+	if delay, known := agentDelay(o, id); known {
+		steps = append(steps, Step{Do: ActFence, Failover: id, Was: f, Reason: f.Value.Reason, Delay: delay})
+	}
 	phase, reason, command := cluster.PhaseFencing, f.Value.Reason, ""
 	if why, stuck := o.Stuck[id]; stuck {
 		phase = cluster.PhaseAwaitingFence
@@ -219,13 +239,22 @@ func decideUnsealed(o *Observation, f cluster.Versioned[cluster.Failover], brake
 }
 
 // agentDelay keeps agents from cutting a node in the middle of its own quiesce.
-func agentDelay(o *Observation, id cluster.FailoverID) time.Duration {
-	if o.Pulses[id.Node] != PulseBeats {
-		return 0
+// While nobody has watched its heartbeat for long enough it is not known, for
+// that same time at most: whether the node still lives decides what to do.
+func agentDelay(o *Observation, id cluster.FailoverID) (delay time.Duration, known bool) {
+	left := max(0, o.StopBudget+time.Second-o.Now.Sub(o.OpenSince[id]))
+	switch o.Pulses[id.Node] {
+	case PulseBeats:
+		return left, true
+	case PulseUnknown:
+		return 0, left == 0
+	case PulseSilent:
 	}
-	passed := o.Now.Sub(o.OpenSince[id])
-	return max(0, o.StopBudget+time.Second-passed)
+	return 0, true
 }
+
+// manual is the method that rests on an operator's word.
+const manual = "manual"
 
 // proofOf returns the first proof that there is.
 func proofOf(o *Observation, f cluster.Versioned[cluster.Failover]) (Proof, bool) {
@@ -240,7 +269,7 @@ func proofOf(o *Observation, f cluster.Versioned[cluster.Failover]) (Proof, bool
 	}
 	c, ok := o.Confirms[id]
 	if ok && o.ManualAllowed && c.Err == nil && (c.Value.Serial == f.Create || c.Value.Serial == 0 && c.Mod == rec.Mod) {
-		return Proof{Method: "manual", Evidence: fmt.Sprintf("confirmed by %s at %s", c.Value.By, c.Value.At)}, true
+		return Proof{Method: manual, Evidence: fmt.Sprintf("confirmed by %s at %s", c.Value.By, c.Value.At)}, true
 	}
 	return Proof{}, false
 }

@@ -31,6 +31,13 @@ func TestDecideDispatches(t *testing.T) {
 		{name: "what fits nowhere waits on the master's node", o: given(sealed(node2, res("vm-a", big))), want: []string{"take vm-a@n1 waiting"}},
 		{name: "on the first other node if the master's gets nothing", o: given(flag(node1), flag(node3), sealed(node2, res("vm-a", big), res("vm-b", stopped))), want: []string{"take vm-b@n4", "take vm-a@n4 waiting"}},
 		{name: "on a node that can hold its type", o: given(alive(node1, func(a *cluster.AliveRecord) { a.Kinds = []cluster.Kind{"ct"} }), sealed(node2, res("vm-a", stopped))), want: []string{"take vm-a@n3"}},
+		{name: "what lies in a repository takes room before its node has said so", o: given(sealed(node2, res("vm-a", func(r *cluster.Resource) { r.Memory = 6 })), func(o *Observation) {
+			o.Owned = map[cluster.NodeID]cluster.Usage{node1: {Memory: 5}}
+		}), want: []string{"take vm-a@n3 start"}},
+		{name: "a claimed one is not counted twice, under way and in the repository", o: given(sealed(node2, res("vm-a", func(r *cluster.Resource) { r.Memory = 6 })),
+			take(node1, node4, "vm-b", claimed, func(a *cluster.Action) { a.Memory = 4 }), owner(node1, "/vm-b"), func(o *Observation) {
+				o.Owned = map[cluster.NodeID]cluster.Usage{node1: {Memory: 4}}
+			}), want: []string{"take vm-a@n1 start"}},
 		{name: "in the pool if no node can", o: given(flag(node1), flag(node3), flag(node4), sealed(node2, res("vm-a"), res("vm-b", stopped)))},
 		{name: "nothing before the seal is recorded", o: given(lost(node2), open(node2, cluster.PhaseSealing, proven), pooled(node2, 1, res("vm-a"))), want: []string{"seal n2.1"}},
 		{name: "nothing from a directory of another incarnation", o: given(sealed(node2), func(o *Observation) {

@@ -56,6 +56,8 @@ func TestDecideFollowsUpFailures(t *testing.T) {
 		{name: "at once where there is no other node", o: keep(take(node1, node2, "vm-a", failed()), sealed(node3), open(node3, cluster.PhaseDone, proven), sealed(node4), open(node4, cluster.PhaseDone, proven)), want: []string{"take@n1 → break vm-a@n1 start"}},
 		{name: "a give-back that fails ends broken", o: keep(action(node3, cluster.VerbGiveBack, "vm-a", ofFailover, failed(node3))), want: []string{"give-back@n3 → break vm-a@n3"}},
 		{name: "also one of a failure outside of a failover", o: given(action(node3, cluster.VerbGiveBack, "vm-a", failed(node3))), want: []string{"give-back@n3 → break vm-a@n3"}},
+		{name: "a quarantine that fails is tried again after a while", o: keep(action(node3, cluster.VerbBreak, "vm-a", ofFailover, failed(node3), func(a *cluster.Action) { a.DoneAt = stamp(11 * time.Second) })), want: []string{"break@n3 → break vm-a@n3"}},
+		{name: "not at once, and the failover stays open meanwhile", o: keep(action(node3, cluster.VerbBreak, "vm-a", ofFailover, failed(node3)))},
 		{name: "an operator's own give-back that fails changes nothing", o: given(action(node3, cluster.VerbGiveBack, "vm-a", failed()))},
 		{name: "a failure of an operator's relocation goes the same way", o: given(pooled(node4, 0), take(node3, node2, "vm-a", byOperator, failed())), want: []string{"take@n3 → give-back vm-a@n3 start"}},
 		{name: "a failure of a node that is gone waits for what becomes of it", o: keep(take(node3, node2, "vm-a", failed()), lost(node3), open(node3, cluster.PhaseFencing)), want: []string{"fence n3.1 after 0s"}},

@@ -60,6 +60,8 @@ func TestDecideBrake(t *testing.T) {
 	}
 	three := []change{lost(node2), lost(node3), lost(node4)}
 	with := func(more ...change) Observation { return given(append(append([]change{}, three...), more...)...) }
+	braked := func(o *Observation) { o.Brake = &cluster.Brake{Threshold: 3, Nodes: []cluster.NodeID{node2, node3}} }
+	fewerFor := func(d time.Duration) change { return func(o *Observation) { o.FewerSince = moment.Add(-d) } }
 	on := "brake on: n2 n3 n4"
 	all := []string{"open n2.1 Crashed", "open n3.1 Crashed", "open n4.1 Crashed"}
 	decideTable(t, []row{
@@ -71,7 +73,15 @@ func TestDecideBrake(t *testing.T) {
 		{name: "a change is said again", o: with(func(o *Observation) {
 			o.Brake = &cluster.Brake{Threshold: 2, Nodes: []cluster.NodeID{node2, node3, node4}}
 		}), want: []string{on}},
-		{name: "it goes when fewer are lost", o: given(lost(node2), func(o *Observation) { o.Brake = &cluster.Brake{} }), want: []string{"brake off", "open n2.1 Crashed"}},
+		{name: "it stays a while after fewer are lost: the rest may be on the way", o: given(lost(node2), braked, fewerFor(14*time.Second)), want: []string{"brake on: n2"}},
+		{name: "it goes when no more have come back for that while", o: given(lost(node2), braked, fewerFor(15*time.Second)), want: []string{"brake off", "open n2.1 Crashed"}},
+		{name: "it goes at once when all are back", o: given(braked, fewerFor(0)), want: []string{"brake off"}},
+		{name: "an operator's release ends the wait", o: given(lost(node2), released(node2), braked, fewerFor(0)), want: []string{"brake off", "open n2.1 Crashed"}},
+		{
+			name: "a node that an operator has confirmed to be off does not count, and is taken over",
+			o:    with(func(o *Observation) { o.SkipThreshold = 2 }, open(node2, cluster.PhaseSealing, func(f *cluster.Failover) { f.Proof = "manual" })),
+			want: []string{"brake on: n3 n4", "seal n2.1"},
+		},
 		{
 			name: "nodes whose heartbeat is silent count before their lease ends",
 			o:    given(lost(node2), beat(node3, PulseSilent), beat(node4, PulseSilent)), want: []string{on},

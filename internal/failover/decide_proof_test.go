@@ -59,6 +59,10 @@ func TestDecideProofsAndSeal(t *testing.T) {
 		{name: "agents wait no longer than that", o: fencing(beat(node2, PulseBeats), open(node2, cluster.PhaseFencing, func(f *cluster.Failover) { f.Liveness = cluster.Isolated }), func(o *Observation) {
 			o.OpenSince[of(node2, 1)] = moment.Add(-time.Hour)
 		}), want: pending},
+		{name: "nothing cuts a node's power before it is known whether it lives", o: fencing(beat(node2, PulseUnknown)), want: []string{}},
+		{name: "but no longer than a living one would be given", o: fencing(beat(node2, PulseUnknown), func(o *Observation) {
+			o.OpenSince[of(node2, 1)] = moment.Add(-16 * time.Second)
+		}), want: pending},
 		{name: "a node that falls silent meanwhile is shown as crashed", o: fencing(open(node2, cluster.PhaseFencing, func(f *cluster.Failover) { f.Liveness = cluster.Isolated })),
 			want: []string{"fence n2.1 after 0s", "update n2.1 fencing"}},
 		{name: "when every method has failed it awaits an operator, and the methods go on", o: fencing(func(o *Observation) { o.Stuck[of(node2, 1)] = "agent: refused" }),

@@ -95,6 +95,10 @@ type term struct {
 	recovering map[cluster.NodeID]boottime.Time
 	opened     map[cluster.FailoverID]boottime.Time
 	counted    map[cluster.FailoverID]boottime.Time
+	late       map[cluster.FailoverID]bool // seals that came too late, told once
+	fewer      boottime.Time               // see Observation.FewerSince
+	lostLast   int
+	turn       int
 	poolsAt    boottime.Time
 	pools      map[cluster.PoolID]bool // with something left to do
 }
@@ -146,7 +150,7 @@ func (e *Engine) newTerm(t cluster.Term) *term {
 	return &term{
 		Engine: e, Term: t, lost: map[cluster.NodeID]boottime.Time{}, recovering: map[cluster.NodeID]boottime.Time{},
 		opened: map[cluster.FailoverID]boottime.Time{}, counted: map[cluster.FailoverID]boottime.Time{},
-		pools:  map[cluster.PoolID]bool{},
+		pools: map[cluster.PoolID]bool{}, late: map[cluster.FailoverID]bool{},
 		prover: &prover{methods: e.Methods, log: e.Log, metrics: e.Metrics, hint: e.Hint, runs: map[cluster.FailoverID]*proving{}},
 	}
 }

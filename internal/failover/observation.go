@@ -83,7 +83,11 @@ type Observation struct {
 	Pools   map[cluster.PoolID]cluster.Listing // those that were read this time
 	Paths   map[string][]Located               // in repositories; nil = not read this time
 	Waiting []cluster.Resource                 // in repositories of Active nodes
+	Owned   map[cluster.NodeID]cluster.Usage   // what of each repository should run now
 	Brake   *cluster.Brake                     // as published
+
+	FewerSince boottime.Time // when fewer nodes than RELOCATION_SKIP_THRESHOLD, or fewer than before, were lost; 0 = not so
+	Turn       int           // placements made in this mastership: where round-robin goes on
 }
 
 // view is the cluster as the policies see it.

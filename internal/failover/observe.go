@@ -57,6 +57,7 @@ func (m *term) observe(ctx context.Context) (o Observation, ok bool, err error) 
 	m.remember(&o, now)
 	o.Settled = now.Sub(m.ValidSince()) >= o.Timing.Settle()
 	o.Brake = m.Engine.Brake()
+	m.watchBrake(&o)
 	if err := m.observeMount(ctx, &o); err != nil {
 		return o, false, err
 	}
@@ -96,6 +97,20 @@ func (m *term) remember(o *Observation, now boottime.Time) {
 	}
 	o.LostSince, o.RecoveringSince, o.OpenSince, o.CountedAt = m.lost, m.recovering, m.opened, m.counted
 	o.Proofs, o.Stuck = m.prover.state(fencing)
+}
+
+// watchBrake keeps since when fewer nodes are lost than the brake needs; each one
+// that comes back begins that time anew.
+func (m *term) watchBrake(o *Observation) {
+	n := len(brakeNodes(o, lostNodes(o)))
+	switch {
+	case n >= o.SkipThreshold:
+		m.fewer = 0
+	case m.fewer == 0 || n < m.lostLast:
+		m.fewer = o.Now
+	}
+	m.lostLast = n
+	o.FewerSince, o.Turn = m.fewer, m.turn
 }
 
 // observeMount reads the pool: everything at first and once in a while, and
@@ -171,14 +186,20 @@ func (m *term) observeRepositories(ctx context.Context, o *Observation, full, bu
 	if err != nil {
 		return err
 	}
-	o.Paths = map[string][]Located{}
+	o.Paths, o.Owned = map[string][]Located{}, map[cluster.NodeID]cluster.Usage{}
 	for owner, l := range c.Repositories {
+		use := cluster.Usage{Running: map[cluster.Kind]int{}}
 		for _, r := range l.Resources {
+			if r.ShouldRun() && r.Waiting == "" {
+				use.Memory += r.Memory
+				use.Running[r.Kind]++
+			}
 			o.Paths[r.Path] = append(o.Paths[r.Path], Located{Owner: owner, Resource: r.ID})
 			if r.Waiting != "" {
 				o.Waiting = append(o.Waiting, r)
 			}
 		}
+		o.Owned[owner] = use
 	}
 	return nil
 }

@@ -69,6 +69,7 @@ func newWorld(t *rapid.T) *world {
 	w.settings = Settings{
 		SkipThreshold: rapid.IntRange(2, 5).Draw(t, "skip threshold"), RelocateTries: rapid.IntRange(0, 2).Draw(t, "relocate tries"),
 		ManualAllowed: true, RebootedCounts: true, ActionTimeout: rapid.SampledFrom([]time.Duration{0, time.Hour}).Draw(t, "action timeout"),
+		StopBudget: -time.Second, // heartbeats cannot be judged here, and nobody waits for one that can
 	}
 	for i := range rapid.IntRange(2, 4).Draw(t, "nodes") {
 		n := cluster.NodeID(fmt.Sprintf("%016x", i+1))
