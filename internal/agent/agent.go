@@ -117,6 +117,7 @@ type Report struct {
 	Usage       cluster.Usage
 	Resources   map[cluster.Kind]int
 	ByStatus    map[string]int
+	Differs     map[cluster.ResourceID]cluster.VEState // not as they should be, and not in work
 	Unparseable int
 	Err         error // why the hypervisor could not be asked
 }

@@ -95,6 +95,7 @@ func (r *session) publish(l cluster.Listing, ves []cluster.VE, byPath map[string
 	rep := Report{
 		Usage:       cluster.Usage{Running: map[cluster.Kind]int{}},
 		Resources:   map[cluster.Kind]int{},
+		Differs:     map[cluster.ResourceID]cluster.VEState{},
 		ByStatus:    map[string]int{string(cluster.VERunning): 0, string(cluster.VEStopped): 0, string(cluster.VEUnknown): 0},
 		Unparseable: len(l.Unparseable),
 	}
@@ -110,8 +111,13 @@ func (r *session) publish(l cluster.Listing, ves []cluster.VE, byPath map[string
 		state := cluster.VEUnknown
 		if v, ok := byPath[res.Path]; ok {
 			state = v.State
+		} else if expected(res) == cluster.VEStopped {
+			state = cluster.VEStopped // it need not even be registered
 		}
 		rep.ByStatus[string(state)]++
+		if state != expected(res) && !r.isBusy(res.ID) && len(rep.Differs) < maxDiffers {
+			rep.Differs[res.ID] = state
+		}
 		if res.Waiting != "" {
 			waiting++
 		}
@@ -125,6 +131,20 @@ func (r *session) publish(l cluster.Listing, ves []cluster.VE, byPath map[string
 		r.Log.Error("a resource file cannot be used; it was left as it is: mend or remove it", zap.String("resource", u.ID), zap.Error(u.Err))
 	}
 	r.report.Store(&rep)
+}
+
+// maxDiffers bounds what a node publishes of VEs that are not as they should be.
+const maxDiffers = 500
+
+// expected is the state in which a resource's VE should be now.
+func expected(res cluster.Resource) cluster.VEState {
+	switch {
+	case res.Waiting != "", res.Want == cluster.WantStopped:
+		return cluster.VEStopped
+	case res.Want == cluster.WantRunning:
+		return cluster.VERunning
+	}
+	return cluster.VEUnknown
 }
 
 // settle brings one resource up to date with its VE. STATE becomes stopped only

@@ -76,9 +76,12 @@ type AliveRecord struct {
 	Capacity    Capacity     `json:"capacity"`
 	Usage       Usage        `json:"usage"`
 	Resources   map[Kind]int `json:"resources,omitempty"` // in the repository
-	Mount       Mount        `json:"mount"`
-	Kinds       []Kind       `json:"kinds"` // that the drivers can run
-	Version     string       `json:"version"`
+	// Differs are the resources in the repository whose VEs are not in the state
+	// that they should be in, and are not on their way there.
+	Differs map[ResourceID]VEState `json:"differs,omitempty"`
+	Mount   Mount                  `json:"mount"`
+	Kinds   []Kind                 `json:"kinds"` // that the drivers can run
+	Version string                 `json:"version"`
 }
 
 // RecoveringRecord is recovering/<host_id>, under the node's lease: a node that

@@ -126,18 +126,14 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
-	d.client, err = etcd.Dial(etcd.Options{
-		Endpoints: d.Local.EtcdEndpoints, CACert: d.Local.EtcdCACert, Cert: d.Local.EtcdCert, Key: d.Local.EtcdKey,
-		Username: d.Local.EtcdUsername, PasswordFile: d.Local.EtcdPasswordFile, Logger: zap.NewNop(),
-	})
-	if err != nil {
-		return err
-	}
-	defer d.client.Close()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.serveHTTP(ctx) })
 	g.Go(func() error { return d.feedSystemd(ctx) })
 	g.Go(func() error {
+		if err := d.dial(ctx); err != nil {
+			return err
+		}
+		defer d.client.Close()
 		for {
 			err := d.membership(ctx)
 			if ctx.Err() != nil {
@@ -155,6 +151,18 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// dial prepares the client of etcd. With a user name it has to ask etcd for a
+// token, so it waits for etcd like everything else.
+func (d *Daemon) dial(ctx context.Context) error {
+	return d.waitFor(ctx, "etcd", func() (err error) {
+		d.client, err = etcd.Dial(etcd.Options{
+			Endpoints: d.Local.EtcdEndpoints, CACert: d.Local.EtcdCACert, Cert: d.Local.EtcdCert, Key: d.Local.EtcdKey,
+			Username: d.Local.EtcdUsername, PasswordFile: d.Local.EtcdPasswordFile, Logger: zap.NewNop(),
+		})
+		return etcd.Explain(err)
+	})
 }
 
 // lockRunDir keeps a second daemon of this node out.

@@ -81,8 +81,15 @@ func (d *Daemon) membership(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	if err := d.waitFor(ctx, "the mount", func() (err error) {
-		m.contact, err = d.store.Connect(ctx, d.Local.ClusterName, 0)
+	if err := d.waitFor(ctx, "the mount", func() error {
+		uuid, etcdCluster, err := members.MountUUID(ctx)
+		if err != nil {
+			return etcd.Explain(err)
+		}
+		m.contact, err = d.store.Connect(ctx, d.Local.ClusterName, etcdCluster)
+		if err == nil && uuid != "" && m.contact.UUID() != uuid {
+			err = fmt.Errorf("the file system at CLUSTER_MOUNT %s has uuid %s, the cluster lives on %s: %w; mount the right one", d.Local.ClusterMount, m.contact.UUID(), uuid, resources.ErrOtherCluster)
+		}
 		return err
 	}); err != nil {
 		return err
@@ -257,22 +264,26 @@ func (m *member) run(ctx context.Context) error {
 	m.node.OnAdmit = func(a node.Admitted) { last = a }
 	g.Go(func() error { return m.node.Run(gctx) })
 	err := g.Wait()
-	if ctx.Err() != nil && last.Lease != nil {
-		m.retire(ctx, last)
+	if ctx.Err() != nil {
+		m.retire(ctx, last.Lease)
 	}
 	return err
 }
 
 // retire is the end of a daemon that was told to stop.
-func (m *member) retire(ctx context.Context, a node.Admitted) {
+func (m *member) retire(ctx context.Context, l node.Lease) {
 	if m.Leaving != nil && m.Leaving() == LeaveRestart {
 		m.Logger.Info("the daemon restarts: lease and VEs are kept")
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	if err := m.node.Retire(ctx, a); err != nil {
+	done, err := m.node.Retire(ctx, l)
+	if err != nil {
 		m.Logger.Warn("could not record that this daemon was stopped on purpose; the others may fail this node over", zap.Error(etcd.Explain(err)))
+		return
+	}
+	if !done {
 		return
 	}
 	m.Logger.Info("the node is Inactive: its VEs run on, and are not protected until the daemon starts again")
@@ -302,47 +313,6 @@ func (m *member) active(ctx context.Context, a node.Admitted) error {
 		Incarnation: a.Incarnation, Lease: a.Lease.ID(), Valid: a.Lease.Valid, ValidSince: a.Lease.ValidSince,
 		Bringing: func() bool { return ctx.Err() != nil || len(m.state.Pending()) > 0 },
 	})
-}
-
-// answerQuestions tells, after each failover that opened, what runs here
-// without being in the own repository.
-func (m *member) answerQuestions(ctx context.Context) error {
-	tick := time.NewTicker(2 * time.Second)
-	defer tick.Stop()
-	var answered int64
-	for {
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-m.asked:
-		case <-tick.C:
-		}
-		var asked int64
-		m.ledger.Failovers.Read(func(e map[string]etcd.Entry[cluster.Failover]) {
-			for _, f := range e {
-				if f.Value.Phase.Open() && f.Value.Node != m.host {
-					asked = max(asked, f.Create)
-				}
-			}
-		})
-		if asked <= answered {
-			continue
-		}
-		lctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-		ves, err := m.agent.Elsewhere(lctx)
-		cancel()
-		if err != nil {
-			m.Logger.Warn("cannot tell the master what runs here; tried again", zap.Error(err))
-			continue
-		}
-		err = m.members.Update(ctx, m.host, func(r *cluster.NodeRecord) error {
-			r.Elsewhere = cluster.Elsewhere{Asked: asked, VEs: ves}
-			return nil
-		})
-		if err == nil {
-			answered = asked
-		}
-	}
 }
 
 // pulseTargets are the nodes whose heartbeats are watched: all by the master,
@@ -415,7 +385,7 @@ func (m *member) usage() node.Usage {
 		c.Memory = m.Local.NodeMemory
 	}
 	c.CPUPool, c.MaxVMs, c.MaxCTs, c.MaxVEs = m.Local.CPUPool, m.Local.MaxVMs, m.Local.MaxCTs, m.Local.MaxVEs
-	return node.Usage{Capacity: c, Usage: r.Usage, Resources: r.Resources}
+	return node.Usage{Capacity: c, Usage: r.Usage, Resources: r.Resources, Differs: r.Differs}
 }
 
 func (m *member) ignoredFile() string { return filepath.Join(m.Local.StateDir, "ignored.json") }

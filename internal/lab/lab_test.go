@@ -198,12 +198,23 @@ func (s stat) incarnation(n lab.Node) int {
 
 // phase is that of a node's failover of an incarnation, "" if there is none.
 func (s stat) phase(n lab.Node, inc int) string {
+	phase := ""
 	for _, f := range s.Failovers {
 		if f.Node == string(n.HostID) && f.Incarnation == inc {
-			return f.Phase
+			phase = f.Phase // one that was withdrawn may come before
 		}
 	}
-	return ""
+	return phase
+}
+
+// quiet tells whether no failover is under way.
+func (s stat) quiet() bool {
+	for _, f := range s.Failovers {
+		if f.Phase != "done" && f.Phase != "withdrawn" {
+			return false
+		}
+	}
+	return true
 }
 
 // wait polls until f holds; patience is far beyond what a loaded machine needs.

@@ -3,6 +3,7 @@ package lab
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -66,7 +67,39 @@ func Up(ctx context.Context, o Options, say Say) (l *Lab, err error) {
 	if err := l.AwaitRunning(ctx, l.runningIDs(), time.Minute+time.Duration(o.VEs)*100*time.Millisecond); err != nil {
 		return l, fmt.Errorf("%w; see the logs %s/node*/monitor.log", err, l.Dir)
 	}
-	return l, nil
+	return l, l.awaitStat(ctx)
+}
+
+// awaitStat waits until the cluster says itself what the VEs' logs say: every
+// node is admitted, and every VE in the state that it should be in.
+func (l *Lab) awaitStat(ctx context.Context) error {
+	return waitFor("all nodes to be Active", time.Minute, func() (bool, error) {
+		if ctx.Err() != nil {
+			return false, context.Cause(ctx)
+		}
+		out, err := l.Shaman(ctx, l.Nodes[0], "stat", "-o", "json")
+		if err != nil {
+			return false, err
+		}
+		var s struct {
+			Nodes     []struct{ Status string }
+			Resources []struct{ State, Desired string }
+		}
+		if err := json.Unmarshal([]byte(out), &s); err != nil {
+			return false, fmt.Errorf("read what stat prints: %w", err)
+		}
+		for _, n := range s.Nodes {
+			if n.Status != "Active" {
+				return false, nil
+			}
+		}
+		for _, r := range s.Resources {
+			if r.State != r.Desired {
+				return false, nil
+			}
+		}
+		return true, nil
+	})
 }
 
 func (l *Lab) runningIDs() []string { return l.VEs[:l.Running] }

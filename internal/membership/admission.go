@@ -95,6 +95,7 @@ func (m *Members) admissionOps(a cluster.Admission, rec cluster.NodeRecord, raw 
 	rec.Stopped, rec.StoppedAt = cluster.NotStopped, ""
 	rec.Serial = serial
 	rec.Released = 0
+	rec.Elsewhere = cluster.Elsewhere{} // of another life; the next failover asks anew
 	node, err := etcd.Merge(raw, rec)
 	if err != nil {
 		return nil, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -68,6 +69,7 @@ type Usage struct {
 	Capacity  cluster.Capacity
 	Usage     cluster.Usage
 	Resources map[cluster.Kind]int
+	Differs   map[cluster.ResourceID]cluster.VEState
 }
 
 // Settings are the cluster-wide parameters that concern a node's life.
@@ -264,8 +266,11 @@ func (n *Node) active(ctx context.Context, a Admitted) error {
 const (
 	// guardEvery is how often an active node looks whether its repository still is its own.
 	guardEvery = time.Second
-	// publishEvery bounds how often a change of usage is written to etcd.
+	// publishEvery bounds how often a change of usage is written to etcd,
+	// publishSoon how often one that operators look at.
 	publishEvery = 10 * time.Second
+	publishSoon  = time.Second
+	publishTick  = 250 * time.Millisecond
 )
 
 // guard ends an admission that somebody else has ended: first its work, since a
@@ -293,16 +298,19 @@ func (n *Node) guard(ctx context.Context, a Admitted, endWork context.CancelCaus
 	}
 }
 
-// publish rewrites the alive key when the usage has changed noticeably, and at
-// once when the contact with the mount has.
+// publish rewrites the alive key when the usage has changed noticeably, soon
+// when a VE is not as it should be, and at once when the contact with the mount
+// has changed.
 func (n *Node) publish(ctx context.Context, a Admitted) error {
 	sent, at := n.aliveRecord(a), time.Now()
-	tick := time.NewTicker(500 * time.Millisecond)
+	tick := time.NewTicker(publishTick)
 	defer tick.Stop()
 	first := true
 	for {
 		now := n.aliveRecord(a)
-		due := first || now.Mount != sent.Mount || (time.Since(at) >= publishEvery || !seemsFull(sent)) && changed(sent, now)
+		age := time.Since(at)
+		due := first || now.Mount != sent.Mount || age >= publishSoon && !maps.Equal(now.Differs, sent.Differs) ||
+			(age >= publishEvery || !seemsFull(sent)) && changed(sent, now)
 		if due {
 			err := n.Members.PutAlive(ctx, n.Self, a.Lease.ID(), now)
 			if errors.Is(err, cluster.ErrOtherHolder) {
@@ -327,7 +335,7 @@ func (n *Node) aliveRecord(a Admitted) cluster.AliveRecord {
 	u := n.Usage()
 	return cluster.AliveRecord{
 		Incarnation: a.Incarnation, BootID: n.BootID, Nonce: n.Nonce,
-		Capacity: u.Capacity, Usage: u.Usage, Resources: u.Resources,
+		Capacity: u.Capacity, Usage: u.Usage, Resources: u.Resources, Differs: u.Differs,
 		Mount: n.Heart.Mount(), Kinds: n.Hypervisor.Kinds(), Version: n.Version,
 	}
 }

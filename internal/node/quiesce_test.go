@@ -176,14 +176,49 @@ func TestRetire(t *testing.T) {
 	s := newSite(t)
 	must(t, s.State.update(func(m *memory) { m.Lease = 9 }))
 	s.members.leaveErr = errors.New("a failover was opened")
-	a := Admitted{Incarnation: 3, Lease: s.lease}
-	if err := s.Retire(t.Context(), a); err == nil || s.State.get().Lease != 9 || s.tr.String() != "stop" {
+	if done, err := s.Retire(t.Context(), s.lease); done || err == nil || s.State.get().Lease != 9 || s.tr.String() != "stop" {
 		t.Errorf("Retire = %v after %q; a lease must not be given up unless the node is Inactive", err, s.tr)
 	}
 	s.members.leaveErr = nil
-	must(t, s.Retire(t.Context(), a))
-	if s.members.stopped != cluster.StopInactive || s.State.get().Lease != 0 || s.tr.String() != "stop, stop, revoke" {
+	done, err := s.Retire(t.Context(), s.lease)
+	must(t, err)
+	if !done || s.members.stopped != cluster.StopInactive || s.State.get().Lease != 0 || s.tr.String() != "stop, stop, revoke" {
 		t.Errorf("stopped %q, lease %d, steps %q", s.members.stopped, s.State.get().Lease, s.tr)
+	}
+}
+
+// A daemon that is stopped before it got to resume what the one before it held
+// still leaves the node Inactive: its VEs run, and nobody must fail it over.
+func TestRetireForTheDaemonBefore(t *testing.T) {
+	s := newSite(t)
+	if done, err := s.Retire(t.Context(), nil); done || err != nil || s.tr.String() != "" {
+		t.Errorf("a node that was never admitted: %v, %v after %q", done, err, s.tr)
+	}
+	must(t, s.State.update(func(m *memory) { m.Lease = 9 }))
+	s.members.leaveErr = cluster.ErrOtherHolder
+	if done, err := s.Retire(t.Context(), nil); done || err != nil {
+		t.Errorf("a node whose former lease is gone: %v, %v", done, err)
+	}
+	s.members.leaveErr = nil
+	done, err := s.Retire(t.Context(), nil)
+	must(t, err)
+	if !done || s.members.stopped != cluster.StopInactive || s.State.get().Lease != 0 {
+		t.Errorf("done %t, stopped %q, lease %d", done, s.members.stopped, s.State.get().Lease)
+	}
+}
+
+// A VE that somebody took out of high availability by hand still has a resource,
+// by which a failover would start it elsewhere.
+func TestQuiesceStopsWhatHasAResource(t *testing.T) {
+	s := newSite(t)
+	s.mount.census.Repositories = map[cluster.NodeID]cluster.Listing{s.Self: {Resources: []cluster.Resource{{Path: "/ve/a"}}}}
+	ours := s.ours(t.Context())
+	if !ours(cluster.VE{Path: "/ve/a"}) || ours(cluster.VE{Path: "/ve/b"}) || !ours(cluster.VE{Path: "/ve/c", HA: true}) {
+		t.Error("ours are those with a resource, and those with high availability on")
+	}
+	s.mount.err = errors.New("no mount")
+	if !s.ours(t.Context())(cluster.VE{Path: "/ve/b"}) {
+		t.Error("where the mount cannot be read, any VE may have a resource")
 	}
 }
 

@@ -327,10 +327,11 @@ func (n *Node) stopAll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	ours := n.ours(ctx)
 	done := make(chan error, len(ves))
 	waiting := 0
 	for _, v := range ves {
-		if !v.HA || n.Ignored(v.Path) {
+		if !ours(v) {
 			continue
 		}
 		waiting++
@@ -353,9 +354,29 @@ func (n *Node) stopAll(ctx context.Context) error {
 		return err
 	}
 	for _, v := range ves {
-		if v.HA && !n.Ignored(v.Path) && v.State != cluster.VEStopped {
+		if ours(v) && v.State != cluster.VEStopped {
 			return fmt.Errorf("%s runs again after everything was stopped", v.Path)
 		}
 	}
 	return nil
+}
+
+// ours tells of which VEs this node has to let go: those that are highly
+// available by the hypervisor's word, and those that have a resource anywhere,
+// whatever it says now. Where the mount cannot be read, all may have one.
+func (n *Node) ours(ctx context.Context) func(cluster.VE) bool {
+	all, err := n.Mount.Census(ctx)
+	paths := map[string]bool{}
+	add := func(rs []cluster.Resource) {
+		for _, r := range rs {
+			paths[r.Path] = true
+		}
+	}
+	for _, l := range all.Repositories {
+		add(l.Resources)
+	}
+	for _, l := range all.Pools {
+		add(l.Resources)
+	}
+	return func(v cluster.VE) bool { return !n.Ignored(v.Path) && (v.HA || err != nil || paths[v.Path]) }
 }

@@ -12,16 +12,31 @@ import (
 
 // Retire is the end of a daemon that is not coming back at once: the node is
 // Inactive from then on, its VEs run on, and no failover follows. Call it after
-// Run has returned, with the admission that there was.
-func (n *Node) Retire(ctx context.Context, a Admitted) error {
-	err := n.Members.Stop(ctx, n.Self, a.Lease.ID(), cluster.StopInactive, time.Now().UTC().Format(time.RFC3339))
+// Run has returned, with the lease of the last admission; nil stands for that of
+// the daemon before this one, which this one did not get to resume. done is false
+// if the node was not admitted, so that there is nothing to record.
+func (n *Node) Retire(ctx context.Context, l Lease) (done bool, err error) {
+	id := n.State.get().Lease
+	if l != nil {
+		id = l.ID()
+	}
+	if id == 0 {
+		return false, nil
+	}
+	err = n.Members.Stop(ctx, n.Self, id, cluster.StopInactive, time.Now().UTC().Format(time.RFC3339))
+	if l == nil && errors.Is(err, cluster.ErrOtherHolder) {
+		return false, nil
+	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	if err := n.State.update(func(m *memory) { m.Lease = 0 }); err != nil {
 		n.Log.Warn("the next daemon will ask for a lease that is gone", zap.Error(err))
 	}
-	return a.Lease.Revoke(ctx)
+	if l == nil {
+		return true, nil // the key is gone; the lease itself ends by itself
+	}
+	return true, l.Revoke(ctx)
 }
 
 // Leave ends the membership of this node. Resources that are left are taken out
@@ -45,5 +60,8 @@ func (n *Node) Leave(ctx context.Context) error {
 	if err := n.State.update(func(m *memory) { m.Lease, m.Starts = 0, nil }); err != nil {
 		n.Log.Warn("cannot clear the state of this boot", zap.Error(err))
 	}
-	return n.Mount.RemoveRepository(ctx, n.Self)
+	if err := n.Mount.RemoveRepository(ctx, n.Self); err != nil {
+		n.Log.Warn("this node has left; its repository on the mount could not be removed, and is used again if it joins again", zap.Error(err))
+	}
+	return nil
 }

@@ -15,6 +15,9 @@ type Contact struct {
 	dev  atomic.Uint64
 }
 
+// UUID is that of the mount's cluster.
+func (c *Contact) UUID() string { return c.uuid }
+
 // Connect reads the mount's identity and checks that it belongs to the cluster.
 func (s *Store) Connect(ctx context.Context, clusterName string, etcdClusterID uint64) (*Contact, error) {
 	id, dev, err := s.ReadIdentity(ctx)
