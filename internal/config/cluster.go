@@ -37,7 +37,7 @@ func ParseCluster(set map[string]string, nodes int) (Cluster, []Warning, error) 
 	var warns []Warning
 	var errs []error
 	for _, k := range slices.Sorted(maps.Keys(set)) {
-		if _, known := find(clusterKeys, k); !known {
+		if !known(clusterKeys, k) {
 			errs = append(errs, errors.New(unknown(clusterKeys, k)))
 		}
 	}
@@ -243,9 +243,9 @@ func ParseSet(args []string) (map[string]string, error) {
 		if !ok {
 			return nil, &UsageError{fmt.Errorf("%q is not KEY=VALUE", a)}
 		}
-		if _, known := find(clusterKeys, k); !known {
+		if !known(clusterKeys, k) {
 			msg := unknown(clusterKeys, k)
-			if _, local := find(localKeys, k); local {
+			if known(localKeys, k) {
 				msg = k + " is a parameter of the local file, not a cluster-wide one"
 			}
 			return nil, &UsageError{errors.New(msg)}

@@ -88,12 +88,8 @@ func LocalReference() []Key { return slices.Clone(localKeys) }
 // ClusterReference returns the cluster-wide keys.
 func ClusterReference() []Key { return slices.Clone(clusterKeys) }
 
-func find(keys []Key, name string) (Key, bool) {
-	i := slices.IndexFunc(keys, func(k Key) bool { return k.Name == name })
-	if i < 0 {
-		return Key{}, false
-	}
-	return keys[i], true
+func known(keys []Key, name string) bool {
+	return slices.ContainsFunc(keys, func(k Key) bool { return k.Name == name })
 }
 
 // unknown says that a key does not exist, and which one may be meant.

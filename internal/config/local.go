@@ -79,9 +79,9 @@ func parseLocal(path string, data []byte, environ []string) (Local, []Warning, e
 			errs = append(errs, fmt.Errorf("%s: %s: blanks around '=' or at the ends are not allowed", where, strings.TrimSpace(key)))
 			continue
 		}
-		if _, known := find(localKeys, key); !known {
+		if !known(localKeys, key) {
 			msg := unknown(localKeys, key)
-			if _, global := find(clusterKeys, key); global {
+			if known(clusterKeys, key) {
 				msg = key + " is a cluster-wide parameter; set it with 'shaman set-config'"
 			}
 			errs = append(errs, fmt.Errorf("%s: %s", where, msg))
@@ -100,7 +100,7 @@ func parseLocal(path string, data []byte, environ []string) (Local, []Warning, e
 		if !ours {
 			continue
 		}
-		if _, known := find(localKeys, key); known {
+		if known(localKeys, key) {
 			l.text[key], l.from[key] = value, "environment variable "+name
 		} else if !slices.ContainsFunc([]string{"VE_", "LAB_", "RUN", "COMMAND", "FAILPOINT"}, func(p string) bool { return strings.HasPrefix(key, p) }) {
 			warns = append(warns, Warning("environment variable "+name+" is not used: "+unknown(localKeys, key)))

@@ -63,15 +63,9 @@ type Daemon struct {
 	store     *resources.Store
 	drivers   *hypervisor.Set
 	settings  atomic.Pointer[config.Cluster]
-	status    atomic.Pointer[status]
+	status    atomic.Pointer[string]       // one sentence on what the daemon is at
+	ready     atomic.Pointer[func() error] // why the node cannot do its work now; nil = it is no member yet
 	gatherers atomic.Pointer[prometheus.Gatherers]
-}
-
-// status is what the daemon says of itself.
-type status struct {
-	text  string
-	ready bool // admitted, mount in contact
-	beat  time.Time
 }
 
 // New checks the options. It does no I/O but for the files of this node.
@@ -80,7 +74,7 @@ func New(o Options) (*Daemon, error) {
 	if d.Notify == nil {
 		d.Notify = func(string) {}
 	}
-	d.status.Store(&status{text: "starting", beat: time.Now()})
+	d.say("starting")
 	defaults := config.MustDefaults()
 	d.settings.Store(&defaults)
 	var err error
@@ -179,11 +173,10 @@ func lockRunDir(dir string) (unlock func(), err error) {
 }
 
 // say publishes one sentence about what the daemon is at.
-func (d *Daemon) say(text string, ready bool) {
-	if old := d.status.Load(); old.text != text {
+func (d *Daemon) say(text string) {
+	if old := d.status.Swap(&text); old == nil || *old != text {
 		d.Notify("STATUS=" + text)
 	}
-	d.status.Store(&status{text: text, ready: ready, beat: time.Now()})
 }
 
 // waitFor tries f until it succeeds, saying what is being waited for.
@@ -201,7 +194,7 @@ func (d *Daemon) waitFor(ctx context.Context, what string, f func() error) error
 			said = msg
 			d.Logger.Warn("waiting for "+what, zap.Error(err))
 		}
-		d.say("waiting for "+what+": "+err.Error(), false)
+		d.say("waiting for " + what + ": " + err.Error())
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)

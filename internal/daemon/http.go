@@ -26,11 +26,15 @@ func (d *Daemon) serveHTTP(ctx context.Context) error {
 	}), promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		s := d.status.Load()
-		if !s.ready {
+		text := *d.status.Load()
+		ready := d.ready.Load()
+		if ready == nil {
 			w.WriteHeader(http.StatusServiceUnavailable)
+		} else if err := (*ready)(); err != nil {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			text = err.Error()
 		}
-		_, _ = fmt.Fprintln(w, s.text)
+		_, _ = fmt.Fprintln(w, text)
 	})
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", d.Local.ListenAddress)

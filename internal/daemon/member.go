@@ -196,7 +196,7 @@ func (m *member) buildNode() error {
 			return m.leased(l), etcd.Explain(err)
 		},
 		Elect: m.elect, Active: m.active,
-		Status: func(s string) { m.say(s, m.node.Admitted() != nil && m.heart.InContact() == nil) },
+		Status: m.say,
 		Event:  m.events.Add, Log: m.Logger.Named("node"),
 	}
 	return nil
@@ -236,6 +236,9 @@ func poke(c chan struct{}) {
 // run runs all parts of a membership; the first one to end ends all.
 func (m *member) run(ctx context.Context) error {
 	defer m.gatherers.Store(&prometheus.Gatherers{m.registry})
+	ready := m.whyNotReady
+	m.ready.Store(&ready)
+	defer m.ready.Store(nil)
 	ectx, stopEvents := context.WithCancel(context.WithoutCancel(ctx))
 	eventsDone := make(chan struct{})
 	go func() {
@@ -268,6 +271,18 @@ func (m *member) run(ctx context.Context) error {
 		m.retire(ctx, last.Lease)
 	}
 	return err
+}
+
+// whyNotReady says why this node could not take a VE now.
+func (m *member) whyNotReady() error {
+	l := m.currentLease()
+	switch {
+	case m.node.Admitted() == nil:
+		return errors.New(*m.status.Load())
+	case l == nil || !l.Valid():
+		return errors.New("out of contact with etcd: the lease cannot be proven valid; VEs run on, nothing is started or moved")
+	}
+	return m.heart.InContact()
 }
 
 // retire is the end of a daemon that was told to stop.

@@ -44,7 +44,7 @@ func (m *term) apply(ctx context.Context, o Observation, s Step) error {
 	case ActDispatch:
 		return m.dispatch(ctx, s)
 	case ActFinish:
-		return m.finish(ctx, log, o, s)
+		return m.finish(ctx, log, s)
 	case ActBrake:
 		if err := m.Ledger.PutBrake(ctx, m.Term, s.Brake); err != nil {
 			return err
@@ -187,7 +187,7 @@ func (m *term) dispatch(ctx context.Context, s Step) error {
 }
 
 // finish marks the sealed directory done, by a listing that decides, and closes the books.
-func (m *term) finish(ctx context.Context, log *zap.Logger, o Observation, s Step) error {
+func (m *term) finish(ctx context.Context, log *zap.Logger, s Step) error {
 	if err := m.Mount.MarkDone(ctx, s.Failover); err != nil {
 		return err
 	}

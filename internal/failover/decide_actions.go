@@ -356,7 +356,7 @@ func (b *actionBoard) pooled(p cluster.PoolID, known bool, r cluster.Resource, e
 	}
 	if a, ok := b.byPool[p.String()][r.ID]; ok {
 		// A finished one from before it was given back says nothing about this time.
-		if !b.replaceable(a) && !(gaveBack && a.Value.State == cluster.ActionDone) {
+		if !b.replaceable(a) && (!gaveBack || a.Value.State != cluster.ActionDone) {
 			return
 		}
 		b.unexpect(a.Value)

@@ -17,9 +17,13 @@ func decideFinish(o *Observation, f cluster.Versioned[cluster.Failover]) []Step 
 	next.Started, next.Stopped, next.Broken, next.Waiting = 0, 0, 0, 0
 	open := 0
 	var swaps []cluster.Swap
+	var first time.Time // when the first action was sent
 	for _, a := range o.Actions {
 		if a.Err != nil || a.Value.Failover != id.String() {
 			continue
+		}
+		if at, err := time.Parse(time.RFC3339Nano, a.Value.CreatedAt); err == nil && (first.IsZero() || at.Before(first)) {
+			first = at
 		}
 		switch v := a.Value; {
 		case v.State != cluster.ActionDone || v.Outcome == cluster.OutcomeFailed:
@@ -39,8 +43,8 @@ func decideFinish(o *Observation, f cluster.Versioned[cluster.Failover]) []Step 
 		swaps = append(swaps, cluster.Swap{Old: &a})
 	}
 	next.Broken += next.Unreadable
-	if len(swaps) > 0 && next.DispatchAt == "" {
-		next.DispatchAt = o.Clock.UTC().Format(time.RFC3339Nano)
+	if next.DispatchAt == "" && !first.IsZero() {
+		next.DispatchAt = first.UTC().Format(time.RFC3339Nano)
 	}
 	l, read := o.Pools[id]
 	if read && len(l.Resources) == 0 && len(l.Unparseable) == 0 && open == 0 {

@@ -56,7 +56,7 @@ func (m *term) observe(ctx context.Context) (o Observation, ok bool, err error) 
 	}
 	m.remember(&o, now)
 	o.Settled = now.Sub(m.ValidSince()) >= o.Timing.Settle()
-	o.Brake = m.Engine.Brake()
+	o.Brake = m.Brake()
 	m.watchBrake(&o)
 	if err := m.observeMount(ctx, &o); err != nil {
 		return o, false, err

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -224,9 +225,26 @@ func (c *cluster) wait(what string, f func() bool) {
 	for deadline := time.Now().Add(patience); !f(); time.Sleep(30 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			out, _ := c.Shaman(c.ctx, c.Nodes[0], "stat", "-v")
-			c.t.Fatalf("waited %s for %s; the cluster is\n%s", patience, what, out)
+			c.t.Fatalf("waited %s for %s; the cluster is\n%s\n%s", patience, what, out, c.dump())
 		}
 	}
+}
+
+func decode(text string, into any) error { return json.Unmarshal([]byte(text), into) }
+
+// dump is what etcd holds, for the log of a test that failed.
+func (c *cluster) dump() string {
+	ctx, cancel := context.WithTimeout(c.ctx, 3*time.Second)
+	defer cancel()
+	resp, err := c.cl.Get(ctx, "/shaman/", clientv3.WithPrefix())
+	if err != nil {
+		return err.Error()
+	}
+	var b strings.Builder
+	for _, kv := range resp.Kvs {
+		fmt.Fprintf(&b, "%s = %s\n", kv.Key, kv.Value)
+	}
+	return b.String()
 }
 
 func (c *cluster) waitStat(what string, f func(stat) bool) {
@@ -265,12 +283,23 @@ func (c *cluster) waitActive(nodes ...lab.Node) {
 	}
 	c.waitStat("nodes to be Active", func(s stat) bool {
 		for _, n := range nodes {
-			if s.status(n) != "Active" {
+			// Of a daemon that was just restarted the lease still says Active.
+			if s.status(n) != "Active" || !ready(n) {
 				return false
 			}
 		}
 		return true
 	})
+}
+
+// ready asks a daemon itself.
+func ready(n lab.Node) bool {
+	resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/readyz", n.HTTP))
+	if err != nil {
+		return false
+	}
+	defer resp.Body.Close()
+	return resp.StatusCode == http.StatusOK
 }
 
 // waitDone waits until a node's failover of an incarnation is over.

@@ -50,11 +50,11 @@ func TestAdmitBringsANodeIn(t *testing.T) {
 }
 
 func TestAdmitRefuses(t *testing.T) {
-	any := errors.New("any error")
+	anyError := errors.New("any error")
 	for _, c := range []struct {
 		name  string
 		given func(l *lab, a *cluster.Admission)
-		want  error // any = some error of no class
+		want  error // anyError = some error of no class
 	}{
 		{"nothing that speaks against it", func(*lab, *cluster.Admission) {}, nil},
 		{"a node that has left", func(l *lab, _ *cluster.Admission) { l.client.Delete(l.t.Context(), l.keys.Node(self)) }, membership.ErrNotJoined},
@@ -66,9 +66,9 @@ func TestAdmitRefuses(t *testing.T) {
 		{"a failover in a phase of a later version", func(l *lab, _ *cluster.Admission) { l.putFailover(3, "later") }, membership.ErrFailoverOpen},
 		{"a failover that cannot be read", func(l *lab, _ *cluster.Admission) {
 			l.put(l.keys.Failover(cluster.FailoverID{Node: self, Incarnation: 3}), "{")
-		}, any},
-		{"a sealed failover of this very incarnation", func(l *lab, _ *cluster.Admission) { l.putFailover(3, cluster.PhaseRelocating) }, any},
-		{"a finished failover of this very incarnation", func(l *lab, _ *cluster.Admission) { l.putFailover(3, cluster.PhaseDone) }, any},
+		}, anyError},
+		{"a sealed failover of this very incarnation", func(l *lab, _ *cluster.Admission) { l.putFailover(3, cluster.PhaseRelocating) }, anyError},
+		{"a finished failover of this very incarnation", func(l *lab, _ *cluster.Admission) { l.putFailover(3, cluster.PhaseDone) }, anyError},
 		{"a sealed failover and the next incarnation", func(l *lab, a *cluster.Admission) {
 			l.putFailover(3, cluster.PhaseRelocating)
 			a.Incarnation = 4
@@ -77,7 +77,7 @@ func TestAdmitRefuses(t *testing.T) {
 			f := cluster.Failover{Node: other, Inc: 3, Phase: cluster.PhaseFencing}
 			l.put(l.keys.Failover(f.ID()), f)
 		}, nil},
-		{"an incarnation that falls", func(_ *lab, a *cluster.Admission) { a.Incarnation = 2 }, any},
+		{"an incarnation that falls", func(_ *lab, a *cluster.Admission) { a.Incarnation = 2 }, anyError},
 		{"an alive key under another lease", func(l *lab, _ *cluster.Admission) {
 			l.put(l.keys.Alive(self), "{}", clientv3.WithLease(clientv3.LeaseID(l.lease())))
 		}, membership.ErrOtherHolder},
@@ -91,7 +91,7 @@ func TestAdmitRefuses(t *testing.T) {
 		}, nil},
 		{"a lease that has ended", func(l *lab, a *cluster.Admission) {
 			l.client.Revoke(l.t.Context(), clientv3.LeaseID(a.Lease))
-		}, any},
+		}, anyError},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := newLab(t)
@@ -104,9 +104,9 @@ func TestAdmitRefuses(t *testing.T) {
 			switch {
 			case c.want == nil && (err != nil || under != a.Lease || alive["incarnation"] == nil):
 				t.Errorf("Admit returned %v, alive is %v under lease %d; want it under %d", err, alive, under, a.Lease)
-			case c.want == any && (err == nil || errors.Is(err, membership.ErrFailoverOpen) || errors.Is(err, membership.ErrOtherHolder) || errors.Is(err, membership.ErrNotJoined)):
+			case errors.Is(c.want, anyError) && (err == nil || errors.Is(err, membership.ErrFailoverOpen) || errors.Is(err, membership.ErrOtherHolder) || errors.Is(err, membership.ErrNotJoined)):
 				t.Errorf("Admit returned %v, want an error of no class", err)
-			case c.want != nil && c.want != any && !errors.Is(err, c.want):
+			case c.want != nil && !errors.Is(c.want, anyError) && !errors.Is(err, c.want):
 				t.Errorf("Admit returned %v, want %v", err, c.want)
 			case c.want != nil && under != holder:
 				t.Errorf("a refused Admit moved the alive key from lease %d to %d", holder, under)

@@ -202,7 +202,7 @@ func TestRunMirrorsAllThree(t *testing.T) {
 		_, node = l.members.Nodes.Get(string(self))
 		_, alive = l.members.Alive.Get(string(self))
 		_, recovering = l.members.Recovering.Get(string(self))
-		return
+		return node, alive, recovering
 	}
 	etcdtest.Eventually(t, "the node is seen as Recovering", func() bool { n, a, r := has(); return n && !a && r })
 	if _, err := l.members.Admit(t.Context(), cluster.Admission{Node: self, Incarnation: 1, Lease: lease}); err != nil {

@@ -15,13 +15,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What a look at the mount returns.
-type (
-	Listing        = cluster.Listing
-	Unparseable    = cluster.Unparseable
-	Census         = cluster.Census
-	BrokenResource = cluster.BrokenResource
-)
+// Listing is what one directory of resources holds.
+type Listing = cluster.Listing
+
+// Unparseable is a resource file that cannot be used.
+type Unparseable = cluster.Unparseable
+
+// Census is everything that the mount holds of resources.
+type Census = cluster.Census
+
+// BrokenResource is a quarantined resource.
+type BrokenResource = cluster.BrokenResource
 
 // cache remembers parsed files by what lstat says of them.
 type cache struct {

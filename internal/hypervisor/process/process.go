@@ -20,6 +20,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -362,7 +363,10 @@ func (d *Driver) List(ctx context.Context) ([]cluster.VE, error) {
 //
 // It goes into the directory itself: a change of directory between fork and exec
 // that hangs with the shared file system would stop the whole daemon.
+// A guest is not worth less to the kernel than the daemon: its own standing when
+// memory runs out begins anew.
 const script = `trap : TERM INT
+echo 0 2>/dev/null >/proc/self/oom_score_adj
 (cd "$SHAMAN_VE_PATH" && exec /bin/sh -c "$SHAMAN_COMMAND") &
 c=$!
 echo $$ >"$SHAMAN_RUN/pid.tmp" && mv "$SHAMAN_RUN/pid.tmp" "$SHAMAN_RUN/pid"
@@ -439,7 +443,7 @@ func (d *Driver) spawn(v *ve, c conf, lock *os.File) error {
 	cmd.ExtraFiles = []*os.File{lock}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	id := cluster.MakeResourceID(c.kind, c.name)
-	cmd.Env = append(os.Environ(), "SHAMAN_RUN="+v.run, "SHAMAN_COMMAND="+c.command,
+	cmd.Env = append(guestEnviron(), "SHAMAN_RUN="+v.run, "SHAMAN_COMMAND="+c.command,
 		"SHAMAN_VE_ID="+string(id), "SHAMAN_VE_NAME="+c.name, "SHAMAN_VE_KIND="+string(c.kind), "SHAMAN_VE_PATH="+v.path)
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", v.path, classify(err))
@@ -450,6 +454,15 @@ func (d *Driver) spawn(v *ve, c conf, lock *os.File) error {
 	}()
 	d.hint()
 	return nil
+}
+
+// guestEnviron is the daemon's environment without what systemd gave to the
+// daemon alone: a guest must not speak to systemd in its name.
+func guestEnviron() []string {
+	return slices.DeleteFunc(os.Environ(), func(kv string) bool {
+		name, _, _ := strings.Cut(kv, "=")
+		return slices.Contains([]string{"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"}, name)
+	})
 }
 
 // group returns the process group of a running VE; 0 = not known yet.

@@ -1,0 +1,61 @@
+# Everything that CI runs is here; .ci/run only installs what a fresh machine lacks.
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS  = -X github.com/shaman-ha/shaman/internal/daemon.Version=$(VERSION)
+PREFIX  ?= /usr
+DESTDIR ?=
+RUNS    ?= 200
+SEED    ?= 0
+
+.PHONY: all build demo test lint unit e2e fuzz bench soak install clean
+
+all: build
+
+build:
+	go build -trimpath -ldflags "$(LDFLAGS)" -o bin/ ./cmd/...
+
+# The thing itself, in one command: a cluster loses a node and gets every VE back.
+demo: build
+	bin/shaman-lab demo
+
+# All checks and all tests.
+test: lint unit e2e
+
+lint: bin/golangci-lint
+	test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
+	go vet ./...
+	bin/golangci-lint run ./...
+	deploy/systemd/verify.sh
+
+bin/golangci-lint: tools/go.mod
+	cd tools && go build -o ../bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+unit:
+	go test -race -shuffle=on $$(go list ./... | grep -v /internal/lab$$)
+
+# Real daemons (with the race detector in them), real etcd, power cuts: by itself,
+# since its time-outs are those of a cluster and not of a busy compiler.
+e2e:
+	go test -shuffle=on -timeout 60m -parallel 2 ./internal/lab
+
+fuzz:
+	for f in FuzzParseDocument; do go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s ./internal/resources || exit 1; done
+	go test -run '^$$' -fuzz '^FuzzParseLocal$$' -fuzztime 60s ./internal/config
+	go test -run '^$$' -fuzz '^FuzzParseConf$$' -fuzztime 60s ./internal/hypervisor/process
+
+bench:
+	go run ./bench
+
+# Random power cuts: make soak RUNS=200 SEED=42 (0 takes a seed of its own, and prints it).
+soak:
+	SHAMAN_SOAK_RUNS=$(RUNS) SHAMAN_SOAK_SEED=$(SEED) go test -count=1 -timeout 120m -run TestRandomPowerCuts -v ./internal/lab
+
+install: build
+	install -D -t $(DESTDIR)$(PREFIX)/bin bin/shaman bin/shaman-monitor
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system deploy/systemd/shaman-monitor.service
+	install -D -m 644 deploy/systemd/shaman.conf.example $(DESTDIR)/etc/shaman/shaman.conf.example
+	install -d -m 700 $(DESTDIR)/etc/shaman/fence.d
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man8 docs/man/shaman.8 docs/man/shaman-monitor.8
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man5 docs/man/shaman.conf.5
+
+clean:
+	rm -rf bin .lab
