@@ -119,6 +119,9 @@ func (r *session) startErrand(ctx context.Context, e cluster.Versioned[cluster.A
 // unregistered, then moved where another node can claim it.
 func (r *session) giveBack(ctx context.Context, a cluster.Action) (cluster.ResourceID, error) {
 	res, err := r.Repository.Look(ctx, r.Incarnation, a.Resource)
+	if errors.Is(err, cluster.ErrGone) {
+		return r.gaveBack(ctx, a, err)
+	}
 	if err != nil {
 		return "", err
 	}
@@ -184,6 +187,9 @@ func (r *session) ves(ctx context.Context) (ves []cluster.VE, err error) {
 // quarantine proves a VE stopped, forgets it here and moves its resource to broken.
 func (r *session) quarantine(ctx context.Context, a cluster.Action) error {
 	res, err := r.Repository.Look(ctx, r.Incarnation, a.Resource)
+	if errors.Is(err, cluster.ErrGone) {
+		return r.quarantined(ctx, a, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -196,6 +202,35 @@ func (r *session) quarantine(ctx context.Context, a cluster.Action) error {
 	return r.Repository.MarkBroken(ctx, r.Incarnation, a.Resource, cluster.BrokenReason{
 		Node: r.Self, Operation: a.Operation, Error: a.Reason, Attempts: a.Attempts, Time: time.Now().UTC().Format(time.RFC3339),
 	})
+}
+
+// gaveBack finds what an earlier process of this node gave back, which died
+// before its answer; gone is returned if there is no such thing.
+func (r *session) gaveBack(ctx context.Context, a cluster.Action, gone error) (cluster.ResourceID, error) {
+	all, err := r.Repository.Census(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, res := range all.Pools[cluster.PoolID{Node: r.Self}].Resources {
+		if res.Path == a.Path {
+			return res.ID, nil
+		}
+	}
+	return "", gone
+}
+
+// quarantined is the same for what an earlier process put into quarantine.
+func (r *session) quarantined(ctx context.Context, a cluster.Action, gone error) error {
+	all, err := r.Repository.Census(ctx)
+	if err != nil {
+		return err
+	}
+	for _, b := range all.Broken {
+		if b.Resource.Path == a.Path && b.Reason.Node == r.Self {
+			return nil
+		}
+	}
+	return gone
 }
 
 // add makes a resource of the VE at a path.

@@ -157,6 +157,11 @@ func TestGiveBack(t *testing.T) {
 			_ = s.hv.Start(ctx, "/ve/web")
 		}, want: cluster.OutcomeRefused, runs: true},
 		{name: "a resource that is not here", given: func(s *site) { delete(s.repo.own, web) }, want: cluster.OutcomeGone},
+		{name: "one that the daemon before this one gave back, and died before its answer", given: func(s *site) {
+			s.repo.pools[cluster.PoolID{Node: self}] = map[cluster.ResourceID]cluster.Resource{web: s.repo.own[web]}
+			delete(s.repo.own, web)
+			must(t, s.hv.Unregister(t.Context(), "/ve/web"))
+		}, want: cluster.OutcomeOK},
 		{name: "a hypervisor that cannot be asked is asked again", stop: true, given: func(s *site) {
 			s.hv.Run("/ve/web", drivertest.Definition{})
 			s.hv.Inject("list", "", drivertest.Fault{Times: 3, Err: cluster.ErrCannotAsk})
@@ -173,7 +178,7 @@ func TestGiveBack(t *testing.T) {
 				must(t, s.hv.Register(t.Context(), "/ve/web"))
 				tt.given(s)
 				a := action(cluster.VerbGiveBack, web)
-				a.Stop, a.To = tt.stop, other
+				a.Stop, a.To, a.Path = tt.stop, other, "/ve/web"
 				if got := s.do(t, a); got.Outcome != tt.want {
 					t.Errorf("answer %s, %q; want %s", got.Outcome, got.Error, tt.want)
 				}
@@ -202,6 +207,22 @@ func TestBreakProvesStoppedFirst(t *testing.T) {
 		why := s.repo.broken[web]
 		if s.hv.Registered("/ve/web") || why.Error != "no such kernel" || why.Operation != "start" || why.Attempts != 4 || why.Node != self {
 			t.Errorf("registered %v, reason %+v", s.hv.Registered("/ve/web"), why)
+		}
+	})
+}
+
+// The daemon before this one quarantined it, and died before its answer.
+func TestBreakIsAnsweredOnce(t *testing.T) {
+	bubble(t, func(t *testing.T, s *site) {
+		s.repo.broken[web] = cluster.BrokenReason{Node: self}
+		a := action(cluster.VerbBreak, web)
+		a.Path = "/ve/web"
+		if got := s.do(t, a); got.Outcome != cluster.OutcomeBroken {
+			t.Errorf("answer %s, %q", got.Outcome, got.Error)
+		}
+		s.repo.broken[web] = cluster.BrokenReason{Node: other}
+		if got := s.do(t, a); got.Outcome != cluster.OutcomeGone {
+			t.Errorf("what another node quarantined: %s, %q", got.Outcome, got.Error)
 		}
 	})
 }

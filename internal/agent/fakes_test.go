@@ -179,8 +179,8 @@ func (f *fakeRepo) Census(context.Context) (cluster.Census, error) {
 	for p, m := range f.pools {
 		c.Pools[p] = listing(m)
 	}
-	for id := range f.broken {
-		c.Broken = append(c.Broken, cluster.BrokenResource{Resource: cluster.Resource{ID: id, Path: "/ve/" + string(id)[3:]}})
+	for id, why := range f.broken {
+		c.Broken = append(c.Broken, cluster.BrokenResource{Resource: cluster.Resource{ID: id, Path: "/ve/" + string(id)[3:]}, Reason: why})
 	}
 	return c, f.enter("census")
 }

@@ -22,7 +22,8 @@ const answerKept = 10 * time.Minute
 type actionBoard struct {
 	o       *Observation
 	byPool  map[string]map[cluster.ResourceID]cluster.Versioned[cluster.Action] // takes: pool → resource
-	keys    map[string]bool                                                     // node/name of every action there is
+	keys    map[string]bool                                                     // node/name of every action that has to stay
+	read    map[string]cluster.Versioned[cluster.Action]                        // node/name of operators' finished ones: they may give way
 	given   map[string]cluster.Versioned[cluster.Action]                        // finished give-backs: pool/resource
 	giving  map[string]bool                                                     // give-backs without an outcome: pool/path
 	paths   map[string]int                                                      // how often the pool holds a path
@@ -49,7 +50,7 @@ type placing struct {
 // finds room for what waits.
 func decideActions(o *Observation, place Place) []Step {
 	b := &actionBoard{
-		o: o, byPool: map[string]map[cluster.ResourceID]cluster.Versioned[cluster.Action]{}, keys: map[string]bool{},
+		o: o, byPool: map[string]map[cluster.ResourceID]cluster.Versioned[cluster.Action]{}, keys: map[string]bool{}, read: map[string]cluster.Versioned[cluster.Action]{},
 		given: map[string]cluster.Versioned[cluster.Action]{}, giving: map[string]bool{}, paths: map[string]int{}, pending: map[cluster.NodeID]cluster.Usage{},
 	}
 	for _, a := range o.Actions {
@@ -81,7 +82,12 @@ func decideActions(o *Observation, place Place) []Step {
 
 func (b *actionBoard) sort(a cluster.Versioned[cluster.Action]) {
 	v := a.Value
-	b.keys[string(v.Node)+"/"+v.Name()] = true
+	key := string(v.Node) + "/" + v.Name()
+	if a.Err == nil && b.wasRead(v) {
+		b.read[key] = a
+	} else {
+		b.keys[key] = true
+	}
 	if a.Err != nil {
 		return
 	}
@@ -113,6 +119,17 @@ func (b *actionBoard) sort(a cluster.Versioned[cluster.Action]) {
 	if on, under := underWay(v); under && !b.ownedBy(v.Path, on) {
 		b.expect(on, v.Resource.Kind(), v.Memory, 1)
 	}
+}
+
+// answerRead is how long a command needs at most to see the outcome that it asks for.
+const answerRead = 2 * time.Second
+
+// wasRead tells whether an action is an operator's, finished, and its outcome
+// was surely seen: it stays for a while, but in nobody's way.
+func (b *actionBoard) wasRead(v cluster.Action) bool {
+	done, err := time.Parse(time.RFC3339Nano, v.DoneAt)
+	handsOver := v.Verb == cluster.VerbTake || v.Verb == cluster.VerbGiveBack
+	return v.State == cluster.ActionDone && v.Failover == "" && !handsOver && err == nil && b.o.Clock.Sub(done) > answerRead
 }
 
 // ownedBy tells whether a path lies in a node's repository, and is counted there.
@@ -193,8 +210,8 @@ func (b *actionBoard) loose(v cluster.Action) bool {
 		f, open := b.o.Failovers[id]
 		return err != nil || !open || f.Value.Phase == cluster.PhaseDone
 	}
-	if v.Verb == cluster.VerbTake {
-		return true
+	if v.Verb == cluster.VerbTake || v.Verb == cluster.VerbBreak {
+		return true // never an operator's
 	}
 	done, err := time.Parse(time.RFC3339Nano, v.DoneAt)
 	return err != nil || b.o.Clock.Sub(done) > answerKept

@@ -111,6 +111,9 @@ func TestDecideClearsAwayWhatNobodyWaitsFor(t *testing.T) {
 		{name: "and goes after a while", o: given(action(node3, cluster.VerbSet, "vm-a", ago(answerKept+time.Second))), want: []string{"set@n3 → gone"}},
 		{name: "an action of a failover that is over", o: given(sealed(node2), open(node2, cluster.PhaseDone, proven), take(node3, node2, "vm-a", done(cluster.OutcomeStarted))), want: []string{"take@n3 → gone"}},
 		{name: "an action of a failover that is not known", o: given(pooled(node2, 1), take(node3, node2, "vm-a", done(cluster.OutcomeStarted))), want: []string{"take@n3 → gone"}},
+		{name: "a quarantine outside of a failover, at once: no command waits for it", o: given(action(node3, cluster.VerbBreak, "vm-a", done(cluster.OutcomeBroken))), want: []string{"break@n3 → gone"}},
+		{name: "an operator's answer that was seen is in nobody's way", o: given(sealed(node2, res("vm-a")), action(node1, cluster.VerbStart, "vm-a", ago(answerRead+time.Second))), want: []string{"start@n1 → take vm-a@n1 start"}},
+		{name: "one that was perhaps not seen yet is waited for", o: given(sealed(node2, res("vm-a")), action(node1, cluster.VerbStart, "vm-a", ago(answerRead)))},
 		{name: "a take outside of a failover, at once", o: given(pooled(node4, 0), take(node3, node2, "vm-a", done(cluster.OutcomeStarted), func(a *cluster.Action) { a.Failover, a.Pool = "", of(node4, 0).String() })), want: []string{"take@n3 → gone"}},
 	})
 }

@@ -18,6 +18,12 @@ func (b *actionBoard) take(pl placing, on cluster.NodeID, start bool, policy, wa
 	if b.keys[key] && (pl.old == nil || string(pl.old.Value.Node)+"/"+pl.old.Value.Name() != key) {
 		return // another action for a resource of this name is under way there
 	}
+	if last, there := b.read[key]; there && pl.old == nil {
+		pl.old = &last
+	} else if there && string(pl.old.Value.Node)+"/"+pl.old.Value.Name() != key {
+		b.swap(&last, nil)
+		return // one key, one change a round
+	}
 	b.keys[key] = true
 	if start {
 		b.expect(on, pl.res.Kind, pl.res.Memory, 1)
