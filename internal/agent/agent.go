@@ -157,6 +157,8 @@ type session struct {
 	outcomes chan answer
 	ended    <-chan struct{}
 
+	heldClaims int // takes that the last sweep could not claim; of intake only
+
 	mu    sync.Mutex
 	known map[string]string          // action name → id: in work or finished here
 	busy  map[cluster.ResourceID]int // resources that work is under way for

@@ -21,12 +21,12 @@ func (r *session) errand(ctx context.Context, j *job) {
 		case outcome != "":
 			msg := ""
 			if err != nil {
-				msg = err.Error()
+				msg = cluster.OneLine(err)
 			}
 			r.answer(e, outcome, msg, renamed)
 			return
 		case errors.Is(err, errRefused), !errors.Is(err, cluster.ErrHold) && !errors.Is(err, cluster.ErrCannotAsk) && !errors.Is(err, errClosed) && !errors.Is(err, cluster.ErrLocked):
-			r.answer(e, failedOutcome(err), err.Error(), "")
+			r.answer(e, failedOutcome(err), cluster.OneLine(err), "")
 			return
 		case !r.Inbox.Has(e.Value):
 			r.setKnown(e.Value, false)

@@ -59,11 +59,14 @@ func (r *session) sweep(ctx context.Context) {
 		r.setBusy(e.Value.Resource, 1)
 		r.errands.push(&job{id: e.Value.Resource, action: &e})
 	}
+	before := r.heldClaims
+	r.heldClaims = 0
 	for len(takes) > 0 && ctx.Err() == nil {
 		n := min(len(takes), claimBatch)
 		r.take(ctx, takes[:n])
 		takes = takes[n:]
 	}
+	r.Metrics.Held.Add(float64(r.heldClaims - before))
 }
 
 func priority(a cluster.Action) uint32 {
@@ -223,7 +226,7 @@ func (r *session) earlierClaim(ctx context.Context, a cluster.Action) (cluster.R
 // retryLater leaves actions in work's reach: the next sweep goes on with them.
 func (r *session) retryLater(es []cluster.Versioned[cluster.Action], err error) {
 	r.Log.Warn("cannot move resources now; held and tried again", zap.Int("resources", len(es)), zap.Error(err))
-	r.Metrics.Held.Set(1)
+	r.heldClaims += len(es)
 	for _, e := range es {
 		r.setKnown(e.Value, false)
 	}

@@ -26,6 +26,6 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		Unparseable: f.NewGauge(prometheus.GaugeOpts{Name: "shaman_resources_unparseable", Help: "Files in this node's repository that cannot be read as resources. Alert on anything above 0."}),
 		Scan:        f.NewHistogram(prometheus.HistogramOpts{Name: "shaman_resources_scan_duration_seconds", Help: "Time to compare the repository with the hypervisor.", Buckets: prometheus.ExponentialBuckets(0.001, 4, 8)}),
 		LastScan:    f.NewGauge(prometheus.GaugeOpts{Name: "shaman_resources_last_success_timestamp_seconds", Help: "When that last succeeded, as Unix time. Alert if it is older than some minutes."}),
-		Held:        f.NewGauge(prometheus.GaugeOpts{Name: "shaman_agent_held", Help: "1 while actions wait for storage or hypervisor trouble on this node to end. Alert after a minute."}),
+		Held:        f.NewGauge(prometheus.GaugeOpts{Name: "shaman_agent_held", Help: "Actions that wait for storage, lock or hypervisor trouble on this node to end. Alert if it stays above 0 for a minute."}),
 	}
 }

@@ -84,7 +84,7 @@ var errNotWanted = errors.New("the action was withdrawn or this node was admitte
 func (r *session) finish(j *job, o cluster.Outcome, err error) {
 	msg := ""
 	if err != nil {
-		msg = err.Error()
+		msg = cluster.OneLine(err)
 	}
 	if j.boot {
 		// A failure stays here: STATE stays running, and stat shows that it does not.
@@ -108,12 +108,11 @@ func (r *session) finish(j *job, o cluster.Outcome, err error) {
 // which the VE is proven stopped. Trouble of storage or hypervisor is no
 // failure: it is waited out here.
 func (r *session) attempt(ctx context.Context, j *job) (cluster.Outcome, error) {
-	lockedSince := boottime.Time(0)
+	lockedSince, held := boottime.Time(0), false
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
 		outcome, started, err := r.once(ctx, j)
 		switch {
 		case err == nil:
-			r.Metrics.Held.Set(0)
 			return outcome, nil
 		case ctx.Err() != nil, errors.Is(err, errNotWanted), errors.Is(err, cluster.ErrGone):
 			return "", err
@@ -141,7 +140,11 @@ func (r *session) attempt(ctx context.Context, j *job) (cluster.Outcome, error) 
 			}
 			return "", r.provenStopped(ctx, j, err)
 		}
-		r.Metrics.Held.Set(1)
+		if !held {
+			held = true
+			r.Metrics.Held.Inc()
+			defer r.Metrics.Held.Dec()
+		}
 		r.Log.Warn("bringing a VE up waits", zap.String("resource", string(j.id)), zap.Duration("elapsed", pause), zap.Error(err))
 		if err := sleep(ctx, pause); err != nil {
 			return "", err

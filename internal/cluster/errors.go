@@ -1,6 +1,9 @@
 package cluster
 
-import "errors"
+import (
+	"errors"
+	"strings"
+)
 
 // Classes of driver and file system errors. A driver wraps its errors with the
 // class that fits; an error of no class counts as a failed attempt.
@@ -47,3 +50,12 @@ var (
 	// ErrNotAlive is returned if this node's alive key is not held by the lease under which it acts.
 	ErrNotAlive = errors.New("this node is not admitted under its present lease")
 )
+
+// OneLine is an error's text for records, events and tables: joined errors are
+// several lines by themselves.
+func OneLine(err error) string {
+	if err == nil {
+		return ""
+	}
+	return strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
+}

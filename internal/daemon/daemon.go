@@ -194,7 +194,7 @@ func (d *Daemon) waitFor(ctx context.Context, what string, f func() error) error
 			said = msg
 			d.Logger.Warn("waiting for "+what, zap.Error(err))
 		}
-		d.say("waiting for " + what + ": " + err.Error())
+		d.say("waiting for " + what + ": " + cluster.OneLine(err))
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)

@@ -104,7 +104,7 @@ func (m *term) seal(ctx context.Context, log *zap.Logger, o Observation, s Step)
 	if err := m.Mount.Seal(ctx, s.Failover); err != nil {
 		if errors.Is(err, cluster.ErrSealed) && !m.late[s.Failover] {
 			m.late[s.Failover] = true
-			m.event(s, "seal-late", err.Error())
+			m.event(s, "seal-late", cluster.OneLine(err))
 		}
 		return err
 	}

@@ -107,7 +107,7 @@ type term struct {
 func (e *Engine) Lead(ctx context.Context, t cluster.Term) error {
 	if err := e.Mount.RecordEpoch(ctx, t.Epoch); err != nil {
 		e.Log.Error("this master does nothing", zap.Error(err))
-		e.Event(cluster.Event{Kind: "master-idle", Epoch: t.Epoch, Message: err.Error()})
+		e.Event(cluster.Event{Kind: "master-idle", Epoch: t.Epoch, Message: cluster.OneLine(err)})
 		if !errors.Is(err, cluster.ErrHold) {
 			<-ctx.Done() // holding the office keeps another node from doing worse
 		}

@@ -91,7 +91,7 @@ func (p *prover) prove(ctx context.Context, run *proving, id cluster.FailoverID,
 				run.proof = &Proof{Method: m.Name(), Evidence: evidence}
 			}
 		} else {
-			run.errs[m.Name()] = err.Error()
+			run.errs[m.Name()] = cluster.OneLine(err)
 		}
 		p.mu.Unlock()
 		p.hint()

@@ -190,7 +190,7 @@ func (n *Node) obtain(ctx context.Context) (l Lease, resumed bool, err error) {
 			said = err.Error()
 			n.Log.Warn("waiting for etcd", zap.Error(err))
 		}
-		n.Status("waiting for etcd: " + err.Error())
+		n.Status("waiting for etcd: " + cluster.OneLine(err))
 		if err := sleep(ctx, retryPause); err != nil {
 			return nil, false, err
 		}

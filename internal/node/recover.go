@@ -30,7 +30,7 @@ func (n *Node) recover(ctx context.Context, l Lease) (Admitted, error) {
 		if ctx.Err() != nil {
 			return Admitted{}, context.Cause(ctx)
 		}
-		rec.Waiting = err.Error()
+		rec.Waiting = cluster.OneLine(err)
 		n.Status("Recovering: " + rec.Waiting)
 		if rec != said {
 			if rec.Waiting != said.Waiting {

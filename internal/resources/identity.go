@@ -137,16 +137,36 @@ func (s *Store) RecordEpoch(ctx context.Context, epoch cluster.Epoch) error {
 			return fmt.Errorf("the mount knows epoch %d, this mastership is %d: etcd was rebuilt or restored from a backup; run 'shaman join --recover' once etcd is the right one: %w", id.Epoch, epoch, ErrOtherCluster)
 		}
 		id.Epoch = epoch
-		data, err := id.bytes()
+		return s.overwriteIdentity(id)
+	})
+}
+
+// overwriteIdentity writes in place: the file's name is never away.
+func (s *Store) overwriteIdentity(id Identity) error {
+	data, err := id.bytes()
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(s.identityFile(), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(data, 0)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// Rebind ties the mount to another etcd, or to one that was restored from a
+// backup: the epochs of before count no more. No daemon may run anywhere: its
+// mastership, or its lease, is by the etcd of before.
+func (s *Store) Rebind(ctx context.Context, etcdClusterID uint64) error {
+	return s.do(ctx, "tie the mount to another etcd", func() error {
+		id, _, err := s.readIdentity()
 		if err != nil {
 			return err
 		}
-		f, err := os.OpenFile(s.identityFile(), os.O_WRONLY, 0)
-		if err != nil {
-			return err
-		}
-		_, err = f.WriteAt(data, 0)
-		return errors.Join(err, f.Sync(), f.Close())
+		id.EtcdClusterID, id.Epoch = etcdClusterID, 0
+		id.Generation++
+		return s.overwriteIdentity(id)
 	})
 }
 
