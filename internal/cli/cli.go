@@ -10,10 +10,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/shaman-ha/shaman/internal/cluster"
 	"github.com/shaman-ha/shaman/internal/config"
@@ -54,11 +56,16 @@ func fail(code int, format string, args ...any) error {
 type app struct {
 	in       io.Reader
 	out, err io.Writer
+	tty      io.Writer // out itself, for top
+	lost     *sink
 	version  string
 
 	configFile, clusterName, output string
 	quiet, verbose, ignore          bool
 	timeout                         time.Duration
+	started                         bool // the command line was understood
+	joining                         bool // the command is join itself
+	noConfig                        bool // there is no configuration file
 
 	local  config.Local
 	client *clientv3.Client
@@ -77,26 +84,50 @@ const defaultConfig = "/etc/shaman/shaman.conf"
 
 // Run runs the command and returns its exit code.
 func Run(ctx context.Context, args []string, s Streams, version string) int {
-	a := &app{in: s.In, out: s.Out, err: s.Err, version: version}
+	lost := &sink{to: s.Out}
+	a := &app{in: s.In, out: lost, err: s.Err, tty: s.Out, lost: lost, version: version}
 	root := a.root()
 	root.SetArgs(args)
-	root.SetOut(s.Out)
+	root.SetOut(a.out)
 	root.SetErr(s.Err)
 	err := root.ExecuteContext(ctx)
 	if a.client != nil {
 		_ = a.client.Close() // nothing is left to be done about it
 	}
+	if err == nil && lost.err != nil {
+		err = fail(exitFailed, "write the answer: %w", lost.err)
+	}
+	if err != nil && ctx.Err() != nil {
+		err = fail(exitFailed, "interrupted; what was sent already goes on, and 'shaman events' tells what becomes of it")
+	}
 	return a.report(err)
+}
+
+// sink remembers that what was printed did not arrive, e.g. on a full disk.
+type sink struct {
+	to  io.Writer
+	err error
+}
+
+func (s *sink) Write(p []byte) (int, error) {
+	n, err := s.to.Write(p)
+	if err != nil && s.err == nil {
+		s.err = err
+	}
+	return n, err
 }
 
 func (a *app) report(err error) int {
 	if err == nil {
 		return 0
 	}
-	if a.ignore && (errors.Is(err, cluster.ErrNotJoined) || errors.Is(err, os.ErrNotExist)) {
+	if a.ignore && !a.joining && (errors.Is(err, cluster.ErrNotJoined) || a.noConfig) {
 		return 0
 	}
-	code := exitUsage // cobra's own errors: unknown commands, flags, arguments
+	code := exitFailed
+	if !a.started { // cobra's own errors: unknown commands, flags, arguments
+		code = exitUsage
+	}
 	var ce *codeError
 	var usage *config.UsageError
 	var unsafe *config.UnsafeError
@@ -104,6 +135,7 @@ func (a *app) report(err error) int {
 	case errors.As(err, &ce):
 		code = ce.code
 	case errors.As(err, &usage):
+		code = exitUsage
 	case errors.As(err, &unsafe):
 		code = exitRefused
 	case errors.Is(err, cluster.ErrNotJoined), errors.Is(err, membership.ErrJoined):
@@ -114,7 +146,7 @@ func (a *app) report(err error) int {
 		code = exitReach
 	}
 	if !a.quiet {
-		_, _ = fmt.Fprintln(a.err, "shaman:", err)
+		_, _ = fmt.Fprintln(a.err, "shaman:", cleanLines(err.Error()))
 	}
 	return code
 }
@@ -122,7 +154,14 @@ func (a *app) report(err error) int {
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use: "shaman", Short: "Operate a cluster that keeps virtual machines and containers running",
-		SilenceUsage: true, SilenceErrors: true,
+		SilenceUsage: true, SilenceErrors: true, RunE: group,
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if a.output != "table" && a.output != "json" {
+				return fail(exitUsage, "--output %q is not allowed; want table or json", a.output)
+			}
+			a.started = true
+			return nil
+		},
 	}
 	f := root.PersistentFlags()
 	f.StringVarP(&a.clusterName, "cluster", "c", "", "the cluster; reads /etc/shaman/`NAME`.conf if there is one")
@@ -142,6 +181,20 @@ func (a *app) root() *cobra.Command {
 	return root
 }
 
+// group is a command that only has others below it.
+func group(c *cobra.Command, args []string) error {
+	var have []string
+	for _, sub := range c.Commands() {
+		if sub.IsAvailableCommand() {
+			have = append(have, sub.Name())
+		}
+	}
+	if len(args) > 0 {
+		return fail(exitUsage, "unknown command %q for %q; want %s", args[0], c.CommandPath(), strings.Join(have, ", "))
+	}
+	return fail(exitUsage, "name a command: %s; '%s --help' tells what they do", strings.Join(have, ", "), c.CommandPath())
+}
+
 // loadLocal reads the configuration of this node.
 func (a *app) loadLocal() error {
 	file := a.configFile
@@ -153,6 +206,9 @@ func (a *app) loadLocal() error {
 			}
 		}
 	}
+	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+		a.noConfig = true
+	}
 	l, warns, err := config.LoadLocal(file, os.Environ())
 	for _, w := range warns {
 		a.say("warning: %s", w)
@@ -162,9 +218,6 @@ func (a *app) loadLocal() error {
 	}
 	if a.clusterName != "" && a.clusterName != l.ClusterName {
 		return fail(exitUsage, "%s is of cluster %q, not %q", file, l.ClusterName, a.clusterName)
-	}
-	if a.output != "table" && a.output != "json" {
-		return fail(exitUsage, "--output %q is not allowed; want table or json", a.output)
 	}
 	a.local = l
 	if a.self, err = config.ResolveHostID(l); err != nil {
@@ -176,7 +229,7 @@ func (a *app) loadLocal() error {
 }
 
 // connect reads the configuration and prepares the client of etcd.
-func (a *app) connect() error {
+func (a *app) connect(ctx context.Context) error {
 	if err := a.loadLocal(); err != nil {
 		return err
 	}
@@ -188,6 +241,15 @@ func (a *app) connect() error {
 		return fail(exitReach, "%w", err)
 	}
 	a.client = cl
+	if a.ignore && !a.joining {
+		// A caller that passes -i means this node's own VEs: where it is no member
+		// nothing is done, also not to another node's resource of the same name.
+		ctx, cancel := context.WithTimeout(ctx, etcd.RequestTimeout)
+		defer cancel()
+		if _, _, err := a.members().Get(ctx, a.self); errors.Is(err, cluster.ErrNotJoined) {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -199,6 +261,9 @@ func (a *app) reach(err error) error {
 	var ce *codeError
 	if errors.As(err, &ce) {
 		return err
+	}
+	if errors.Is(err, cluster.ErrHold) { // the mount's time-outs are none of etcd's
+		return fail(exitFailed, "%w", err)
 	}
 	if e := etcd.Explain(err); e.Error() != err.Error() {
 		return fail(exitReach, "%w", e)
@@ -213,21 +278,36 @@ func (a *app) members() *membership.Members {
 // say prints a message for people.
 func (a *app) say(format string, args ...any) {
 	if !a.quiet {
-		_, _ = fmt.Fprintf(a.err, format+"\n", args...)
+		_, _ = fmt.Fprintln(a.err, cleanLines(fmt.Sprintf(format, args...)))
 	}
 }
 
 func (a *app) print(format string, args ...any) { _, _ = fmt.Fprintf(a.out, format, args...) }
 
-// terminal tells whether messages go to a person's screen.
-func (a *app) terminal() bool {
-	f, ok := a.err.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
+// clean keeps text that others wrote from breaking a table or a terminal.
+func clean(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, s)
 }
 
-// interactive tells whether a person can answer.
-func (a *app) interactive() bool {
-	f, ok := a.in.(*os.File)
+// cleanLines is clean for what may have several lines.
+func cleanLines(s string) string {
+	lines := strings.Split(s, "\n")
+	for i := range lines {
+		lines[i] = clean(lines[i])
+	}
+	return strings.Join(lines, "\n")
+}
+
+// terminal tells whether messages go to a person's screen.
+func (a *app) terminal() bool { return isTerminal(a.err) }
+
+func isTerminal(stream any) bool {
+	f, ok := stream.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
@@ -236,7 +316,7 @@ func (a *app) ask(ctx context.Context, act cluster.Action) (cluster.Action, erro
 	ctx, cancel := context.WithTimeoutCause(ctx, a.timeout, fmt.Errorf("no outcome within %s; it goes on, and 'shaman events' tells what becomes of it", a.timeout))
 	defer cancel()
 	last := ""
-	got, err := dispatch.Ask(ctx, a.client, a.keys, act, func(p cluster.Action) {
+	got, err := a.send(ctx, act, func(p cluster.Action) {
 		if s := string(p.State); s != last && a.terminal() && p.State != cluster.ActionDone {
 			last = s
 			a.say("%s %s: %s …", p.Verb, p.Resource, map[cluster.ActionState]string{cluster.ActionNew: "sent", cluster.ActionClaimed: "in work"}[p.State])
@@ -245,20 +325,57 @@ func (a *app) ask(ctx context.Context, act cluster.Action) (cluster.Action, erro
 	if err != nil {
 		return got, a.reach(err)
 	}
+	what, why := strings.TrimSpace(string(got.Verb)+" "+string(got.Resource)), strings.TrimPrefix(got.Error, "refused: ")
 	switch got.Outcome {
-	case cluster.OutcomeOK, cluster.OutcomeStarted, cluster.OutcomeRegistered, cluster.OutcomeBroken:
+	case cluster.OutcomeOK, cluster.OutcomeStarted, cluster.OutcomeRegistered:
 		return got, nil
 	case cluster.OutcomeRefused:
 		code := exitRefused
 		if strings.Contains(got.Error, cluster.ErrTaken.Error()) {
 			code = exitState
 		}
-		return got, fail(code, "%s %s: %s", got.Verb, got.Resource, got.Error)
+		return got, fail(code, "%s: %s", what, why)
 	case cluster.OutcomeGone:
-		return got, fail(exitState, "%s %s: %s", got.Verb, got.Resource, got.Error)
+		return got, fail(exitState, "%s: %s", what, why)
 	default:
-		return got, fail(exitFailed, "%s %s: %s: %s", got.Verb, got.Resource, got.Outcome, got.Error)
+		return got, fail(exitFailed, "%s: %s: %s", what, got.Outcome, why)
 	}
+}
+
+// leftover is how long a finished action may wait for being archived.
+const leftover = 5 * time.Second
+
+// send asks again while only a finished action, which the master has yet to
+// archive, is in the way: nothing is under way then.
+func (a *app) send(ctx context.Context, act cluster.Action, progress func(cluster.Action)) (cluster.Action, error) {
+	for deadline := time.Now().Add(leftover); ; {
+		got, err := dispatch.Ask(ctx, a.client, a.keys, act, progress)
+		again := false
+		switch {
+		case time.Now().After(deadline):
+		case errors.Is(err, dispatch.ErrBusy):
+			other, ok, rerr := a.action(ctx, act)
+			again = rerr == nil && (!ok || other.State == cluster.ActionDone)
+		case errors.Is(err, dispatch.ErrNodeAway): // also if what was in the way went before it was looked at
+			again = a.alive(ctx, act.Node)
+		}
+		if !again {
+			return got, err
+		}
+		select {
+		case <-ctx.Done():
+			return got, err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// alive tells whether a node is admitted now.
+func (a *app) alive(ctx context.Context, n cluster.NodeID) bool {
+	ctx, cancel := context.WithTimeout(ctx, etcd.RequestTimeout)
+	defer cancel()
+	resp, err := a.client.Get(ctx, a.keys.Alive(n), clientv3.WithKeysOnly())
+	return err == nil && len(resp.Kvs) > 0
 }
 
 func (a *app) versionCmd() *cobra.Command {
@@ -266,4 +383,14 @@ func (a *app) versionCmd() *cobra.Command {
 		a.print("shaman %s\n", a.version)
 		return nil
 	}}
+}
+
+// printJSON renders a value for programs.
+func (a *app) printJSON(v any) error {
+	b, err := jsonBytes(v)
+	if err != nil {
+		return fmt.Errorf("encode the answer: %w", err)
+	}
+	a.print("%s\n", b)
+	return nil
 }

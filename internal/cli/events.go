@@ -29,6 +29,11 @@ func (a *app) eventsCmd() *cobra.Command {
 		Long: "Show what happened and why, merged from the event logs of all nodes on the mount. It works without etcd.",
 		RunE: func(c *cobra.Command, _ []string) error {
 			f := eventFilter{resource: resource}
+			if c.Flags().Changed("resource") {
+				if _, err := cluster.ParseResourceID(resource); err != nil {
+					return fail(exitUsage, "--resource: %w", err)
+				}
+			}
 			if since != "" {
 				d, err := config.ParseDuration(since)
 				if err != nil {
@@ -36,20 +41,25 @@ func (a *app) eventsCmd() *cobra.Command {
 				}
 				f.since = time.Now().Add(-d)
 			}
-			if err := a.connect(); err != nil {
+			if err := a.connect(c.Context()); err != nil {
 				return err
 			}
 			s := a.look(c.Context())
-			if node != "" {
-				if id, err := cluster.ParseNodeID(node); err == nil {
-					f.node = id
-				} else {
-					n, err := s.node(node)
-					if err != nil {
-						return err
-					}
+			if c.Flags().Changed("node") {
+				n, err := s.node(node)
+				switch id, idErr := cluster.ParseNodeID(node); {
+				case err == nil:
 					f.node = n.ID
+				case idErr == nil: // also of a node that has left
+					f.node = id
+				case s.etcdErr != nil:
+					return fail(exitReach, "%w; without etcd --node takes a host id only", s.etcdErr)
+				default:
+					return err
 				}
+			}
+			if s.mountErr != nil {
+				return fmt.Errorf("the event logs are on the mount: %w", s.mountErr)
 			}
 			return a.events(c.Context(), f, follow, s)
 		}}
@@ -68,7 +78,7 @@ func (a *app) events(ctx context.Context, f eventFilter, follow bool, s *snapsho
 	for {
 		all, damaged, err := a.store.Events(ctx)
 		if err != nil {
-			return fmt.Errorf("%w; is the shared file system mounted at %s?", err, a.local.ClusterMount)
+			return fail(exitFailed, "%w; is the shared file system mounted at %s?", err, a.local.ClusterMount)
 		}
 		for _, e := range all {
 			b, err := json.Marshal(e)
@@ -90,7 +100,7 @@ func (a *app) events(ctx context.Context, f eventFilter, follow bool, s *snapsho
 			case e.Subject != "" && e.Subject != e.Node:
 				about = s.name(e.Subject) + ": "
 			}
-			a.print("%s  %-8s  %-18s  %s%s\n", e.Time.Local().Format("2006-01-02 15:04:05.000"), s.name(e.Node), e.Kind, about, e.Message)
+			a.print("%s  %-8s  %-18s  %s%s\n", e.Time.Local().Format("2006-01-02 15:04:05.000"), s.name(e.Node), e.Kind, about, clean(e.Message))
 		}
 		if damaged > 0 && !follow {
 			a.say("warning: %d lines of the event logs cannot be read", damaged)

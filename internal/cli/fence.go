@@ -7,11 +7,11 @@ import (
 	"fmt"
 	"os"
 	"os/user"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/shaman-ha/shaman/internal/cluster"
-	"github.com/shaman-ha/shaman/internal/config"
 	"github.com/shaman-ha/shaman/internal/etcd"
 	"github.com/shaman-ha/shaman/internal/fencing"
 	"github.com/spf13/cobra"
@@ -19,7 +19,7 @@ import (
 )
 
 func (a *app) fenceCmd() *cobra.Command {
-	c := &cobra.Command{Use: "fence", Short: "Prove a lost node harmless, and test the means for it"}
+	c := &cobra.Command{Use: "fence", Short: "Prove a lost node harmless, and test the means for it", RunE: group}
 	yes := ""
 	confirm := &cobra.Command{Use: "confirm NODE", Short: "Give your word that a node is off", Args: cobra.ExactArgs(1),
 		Long: `Give your word that a node is off, so that its VEs can be started elsewhere.
@@ -28,7 +28,7 @@ If the node is NOT off, its VEs will run twice and destroy their disks. Go and
 look, or switch it off at the plug. It is refused while the node shows any sign
 of life.`,
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := a.connect(); err != nil {
+			if err := a.connect(c.Context()); err != nil {
 				return err
 			}
 			return a.reach(a.confirm(c.Context(), args[0], yes))
@@ -36,13 +36,13 @@ of life.`,
 	confirm.Flags().StringVar(&yes, "yes", "", "the node's `name`, instead of being asked for it")
 	c.AddCommand(confirm,
 		&cobra.Command{Use: "status NODE", Short: "Show what is known of a node's life, and its power", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
-			if err := a.connect(); err != nil {
+			if err := a.connect(c.Context()); err != nil {
 				return err
 			}
 			return a.reach(a.fenceStatus(c.Context(), args[0]))
 		}},
 		&cobra.Command{Use: "test NODE", Short: "Test a node's fence agent without switching anything", Args: cobra.ExactArgs(1), RunE: func(c *cobra.Command, args []string) error {
-			if err := a.connect(); err != nil {
+			if err := a.connect(c.Context()); err != nil {
 				return err
 			}
 			return a.reach(a.fenceTest(c.Context(), args[0]))
@@ -59,6 +59,7 @@ type evidence struct {
 	unknown  bool   // the heartbeat cannot be read
 	failover *cluster.Failover
 	versions versions
+	methods  []string // FENCE_METHODS
 }
 
 // examine reads the heartbeat for as long as a silent one has to be watched.
@@ -75,10 +76,11 @@ func (a *app) examine(ctx context.Context, s *snapshot, word string) (evidence, 
 			e.failover, e.versions = f, s.serials[f.ID()]
 		}
 	}
-	cfg, _, err := config.ParseCluster(s.config, len(s.facts.Nodes))
+	cfg, err := stored(s.config, len(s.facts.Nodes))
 	if err != nil {
 		return e, err
 	}
+	e.methods = cfg.FenceMethods
 	t := cfg.Timing()
 	first, err := a.store.ReadHeartbeat(ctx, n.ID, t.Probe)
 	if err != nil {
@@ -109,21 +111,22 @@ func (a *app) examine(ctx context.Context, s *snapshot, word string) (evidence, 
 	return e, nil
 }
 
-func (a *app) show(e evidence) {
+func (e evidence) String() string {
 	lease := "gone"
 	if e.alive {
 		lease = "held: the daemon is in contact with etcd"
 	}
-	a.say("node %s (%s, %s)\n  status:    %s\n  lease:     %s\n  heartbeat: %s", e.node.Name, e.node.ID, e.node.Address, e.node.Status(), lease, e.heart)
+	out := fmt.Sprintf("node %s (%s, %s)\n  status:    %s\n  lease:     %s\n  heartbeat: %s", e.node.Name, e.node.ID, e.node.Address, e.node.Status(), lease, e.heart)
 	if f := e.failover; f != nil {
-		a.say("  failover:  %s, phase %s: %s", f.ID(), f.Phase, f.Reason)
+		out += fmt.Sprintf("\n  failover:  %s, phase %s: %s", f.ID(), f.Phase, clean(f.Reason))
 	}
+	return out
 }
 
 func (a *app) fenceStatus(ctx context.Context, word string) error {
 	s := a.look(ctx)
-	if s.etcdErr != nil {
-		return s.etcdErr
+	if err := s.trouble(); err != nil {
+		return err
 	}
 	e, err := a.examine(ctx, s, word)
 	if err != nil {
@@ -137,8 +140,7 @@ func (a *app) fenceStatus(ctx context.Context, word string) error {
 		}
 		return a.printJSON(out)
 	}
-	a.show(e)
-	a.say("  power:     %s %s", power, why)
+	a.print("%s\n  power:     %s %s\n", e, power, why)
 	return nil
 }
 
@@ -159,8 +161,8 @@ func (a *app) power(ctx context.Context, n cluster.Node) (fencing.Power, string)
 
 func (a *app) fenceTest(ctx context.Context, word string) error {
 	s := a.look(ctx)
-	if s.etcdErr != nil {
-		return s.etcdErr
+	if err := s.trouble(); err != nil {
+		return err
 	}
 	n, err := s.node(word)
 	if err != nil {
@@ -174,22 +176,25 @@ func (a *app) fenceTest(ctx context.Context, word string) error {
 	case power == fencing.PowerOff && alive:
 		return fail(exitFailed, "the fence agent says that node %s is off, and its daemon is alive: it is configured for another machine; a failover would cut the wrong one's power", n.Name)
 	}
-	a.say("node %s: power is %s %s", n.Name, power, why)
+	if a.output == "json" {
+		return a.printJSON(map[string]any{"node": n.ID, "name": n.Name, "power": power, "power_reason": why})
+	}
+	a.print("node %s: power is %s %s\n", n.Name, power, why)
 	return nil
 }
 
 // confirm records an operator's word. It counts for this failover only.
 func (a *app) confirm(ctx context.Context, word, yes string) error {
 	s := a.look(ctx)
-	if s.etcdErr != nil {
-		return s.etcdErr
+	if err := s.trouble(); err != nil {
+		return err
 	}
 	e, err := a.examine(ctx, s, word)
 	if err != nil {
 		return err
 	}
 	n := e.node
-	a.show(e)
+	a.say("%s", e)
 	inactive := s.facts.Nodes[n.ID].Stopped == cluster.StopInactive && e.failover == nil
 	switch {
 	case e.alive:
@@ -202,6 +207,8 @@ func (a *app) confirm(ctx context.Context, word, yes string) error {
 		return fail(exitState, "node %s has no failover that waits for a word; see 'shaman stat'", n.Name)
 	case e.failover != nil && e.failover.Phase != cluster.PhaseAwaitingFence:
 		return fail(exitState, "failover %s is in phase %s, which waits for nobody's word", e.failover.ID(), e.failover.Phase)
+	case !slices.Contains(e.methods, "manual"):
+		return fail(exitRefused, "FENCE_METHODS=%s: an operator's word counts for nothing here; nothing was done. To allow it run 'shaman set-config FENCE_METHODS=%[1]s,manual'", strings.Join(e.methods, ","))
 	}
 	if err := a.askName(n, yes); err != nil {
 		return err
@@ -252,7 +259,7 @@ func (a *app) askName(n cluster.Node, yes string) error {
 		}
 		return nil
 	}
-	if !a.interactive() {
+	if !isTerminal(a.in) {
 		return fail(exitUsage, "this needs an answer and there is no terminal; use --yes %s", n.Name)
 	}
 	a.say("\nIf node %s is NOT off, its VEs will run twice and destroy their disks.", n.Name)

@@ -4,12 +4,12 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"io"
 	"slices"
 	"sort"
 	"text/tabwriter"
 
 	"github.com/shaman-ha/shaman/internal/cluster"
-	"github.com/shaman-ha/shaman/internal/config"
 	"github.com/shaman-ha/shaman/internal/relocation"
 	"github.com/spf13/cobra"
 )
@@ -36,12 +36,12 @@ func (a *app) planCmd() *cobra.Command {
 	return &cobra.Command{Use: "plan NODE...", Short: "Show what would happen if these nodes failed now", Args: cobra.MinimumNArgs(1),
 		Long: "Show where the resources of these nodes would go if all of them failed now, by the policies that a failover uses. With -v also why every other node was not chosen. Nothing is changed.",
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := a.connect(); err != nil {
+			if err := a.connect(c.Context()); err != nil {
 				return err
 			}
 			s := a.look(c.Context())
-			if s.etcdErr != nil {
-				return a.reach(s.etcdErr)
+			if err := s.trouble(); err != nil {
+				return a.reach(err)
 			}
 			if s.mountErr != nil {
 				return s.mountErr
@@ -53,14 +53,14 @@ func (a *app) planCmd() *cobra.Command {
 			if a.output == "json" {
 				return a.printJSON(out)
 			}
-			a.renderPlan(out, names)
+			renderPlan(a.out, out, names, a.verbose)
 			return nil
 		}}
 }
 
 // plan asks the policies about a view in which the nodes have failed.
 func (a *app) plan(s *snapshot, words []string) ([]planned, map[string]string, error) {
-	cfg, _, err := config.ParseCluster(s.config, len(s.facts.Nodes))
+	cfg, err := stored(s.config, len(s.facts.Nodes))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -109,6 +109,9 @@ func (a *app) plan(s *snapshot, words []string) ([]planned, map[string]string, e
 			line.Reason = "nobody can run it: registered there, stopped, until there is room (" + p.Reason + ")"
 		}
 		for _, rj := range p.Rejected {
+			if failed[rj.Node] { // that is what was asked
+				continue
+			}
 			line.Rejected = append(line.Rejected, rejectionJSON{Node: string(rj.Node), Reason: rj.Reason})
 		}
 		out = append(out, line)
@@ -120,8 +123,8 @@ func (a *app) plan(s *snapshot, words []string) ([]planned, map[string]string, e
 	return out, names, nil
 }
 
-func (a *app) renderPlan(out []planned, names map[string]string) {
-	w := tabwriter.NewWriter(a.out, 2, 8, 2, ' ', 0)
+func renderPlan(to io.Writer, out []planned, names map[string]string, verbose bool) {
+	w := tabwriter.NewWriter(to, 2, 8, 2, ' ', 0)
 	fmt.Fprintln(w, "RESOURCE\tFROM\tTO\tSTARTED\tPOLICY\tREASON")
 	started := 0
 	for _, p := range out {
@@ -130,13 +133,13 @@ func (a *app) renderPlan(out []planned, names map[string]string) {
 			yes = "yes"
 			started++
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", p.Resource, names[p.From], names[p.To], yes, cmp.Or(p.Policy, "-"), p.Reason)
-		if a.verbose {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", p.Resource, names[p.From], names[p.To], yes, cmp.Or(p.Policy, "-"), clean(p.Reason))
+		if verbose {
 			for _, r := range p.Rejected {
 				fmt.Fprintf(w, "\t\t%s\tnot\t\t%s\n", names[r.Node], r.Reason)
 			}
 		}
 	}
 	_ = w.Flush()
-	a.print("%d resources: %d would be started elsewhere, %d would stay stopped\n", len(out), started, len(out)-started)
+	fmt.Fprintf(to, "%d resources: %d would be started elsewhere, %d would stay stopped\n", len(out), started, len(out)-started)
 }

@@ -1,15 +1,20 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/shaman-ha/shaman/internal/cluster"
+	"github.com/shaman-ha/shaman/internal/dispatch"
+	"github.com/shaman-ha/shaman/internal/etcd"
 	"github.com/spf13/cobra"
 )
 
@@ -30,13 +35,20 @@ func (p *priorityFlag) Set(s string) error {
 
 // owner returns the resource and the Active node that owns it.
 func (a *app) owner(ctx context.Context, word string) (cluster.Resource, *snapshot, cluster.Incarnation, error) {
-	res, err := a.find(ctx, word)
+	id, err := cluster.ParseResourceID(word)
 	if err != nil {
-		return res, nil, 0, err
+		return cluster.Resource{}, nil, 0, fail(exitUsage, "%w", err)
 	}
 	s := a.look(ctx)
-	if s.etcdErr != nil {
-		return res, s, 0, s.etcdErr
+	if s.mountErr != nil {
+		return cluster.Resource{}, s, 0, s.mountErr
+	}
+	res, err := s.find(string(id), string(a.self))
+	if err != nil {
+		return res, s, 0, err
+	}
+	if err := s.trouble(); err != nil {
+		return res, s, 0, err
 	}
 	alive, ok := s.facts.Alive[res.Owner]
 	if !ok {
@@ -47,7 +59,7 @@ func (a *app) owner(ctx context.Context, word string) (cluster.Resource, *snapsh
 
 // toOwner sends an action to the owner of a resource.
 func (a *app) toOwner(ctx context.Context, word string, fill func(*cluster.Action)) (cluster.Action, error) {
-	if err := a.connect(); err != nil {
+	if err := a.connect(ctx); err != nil {
 		return cluster.Action{}, err
 	}
 	res, _, inc, err := a.owner(ctx, word)
@@ -57,6 +69,14 @@ func (a *app) toOwner(ctx context.Context, word string, fill func(*cluster.Actio
 	act := cluster.Action{Node: res.Owner, Inc: inc, Resource: res.ID, Reason: "asked for by an operator"}
 	fill(&act)
 	return a.ask(ctx, act)
+}
+
+// checkPath refuses what cannot be the path of a VE in a resource file.
+func checkPath(path string) error {
+	if !filepath.IsAbs(path) || strings.ContainsFunc(path, unicode.IsControl) {
+		return fail(exitUsage, "--path %q is not allowed; want the absolute path of the VE, without line breaks", path)
+	}
+	return nil
 }
 
 func (a *app) addCmd() *cobra.Command {
@@ -70,15 +90,15 @@ func (a *app) addCmd() *cobra.Command {
 			if err != nil {
 				return fail(exitUsage, "%w", err)
 			}
-			if path == "" || !filepath.IsAbs(path) {
-				return fail(exitUsage, "--path %q is not allowed; want the absolute path of the VE", path)
+			if err := checkPath(path); err != nil {
+				return err
 			}
-			if err := a.connect(); err != nil {
+			if err := a.connect(c.Context()); err != nil {
 				return err
 			}
 			s := a.look(c.Context())
-			if s.etcdErr != nil {
-				return a.reach(s.etcdErr)
+			if err := s.trouble(); err != nil {
+				return a.reach(err)
 			}
 			if _, ok := s.facts.Nodes[a.self]; !ok {
 				return cluster.ErrNotJoined
@@ -105,8 +125,11 @@ func (a *app) setCmd() *cobra.Command {
 			if path == "" && prio.value == nil {
 				return fail(exitUsage, "nothing to change; use --path or --prio")
 			}
-			if path != "" && !filepath.IsAbs(path) {
-				return fail(exitUsage, "--path %q is not allowed; want an absolute path", path)
+			if path != "" {
+				if err := checkPath(path); err != nil {
+					return err
+				}
+				path = filepath.Clean(path)
 			}
 			_, err := a.toOwner(c.Context(), args[0], func(act *cluster.Action) {
 				act.Verb, act.Path, act.Priority = cluster.VerbSet, path, prio.value
@@ -133,12 +156,12 @@ func (a *app) delEverywhereCmd() *cobra.Command {
 			if err != nil {
 				return fail(exitUsage, "%w", err)
 			}
-			if err := a.connect(); err != nil {
+			if err := a.connect(c.Context()); err != nil {
 				return err
 			}
 			s := a.look(c.Context())
-			if s.etcdErr != nil {
-				return a.reach(s.etcdErr)
+			if err := s.trouble(); err != nil {
+				return a.reach(err)
 			}
 			if s.mountErr != nil {
 				return s.mountErr
@@ -149,14 +172,15 @@ func (a *app) delEverywhereCmd() *cobra.Command {
 
 func (a *app) delEverywhere(ctx context.Context, s *snapshot, id cluster.ResourceID) error {
 	done, left := 0, []error{}
-	for owner, l := range s.census.Repositories {
+	for _, owner := range slices.Sorted(maps.Keys(s.census.Repositories)) {
+		l := s.census.Repositories[owner]
 		for _, r := range l.Resources {
 			if r.ID != id {
 				continue
 			}
 			alive, ok := s.facts.Alive[owner]
 			if !ok {
-				left = append(left, fmt.Errorf("node %s still has it, and its daemon is not admitted", s.name(owner)))
+				left = append(left, fail(exitReach, "node %s still has it, and its daemon is not admitted; run this again when 'shaman stat' shows the node as Active", s.name(owner)))
 				continue
 			}
 			if _, err := a.ask(ctx, cluster.Action{Verb: cluster.VerbDelete, Node: owner, Inc: alive.Incarnation, Resource: id, Reason: "asked for by an operator"}); err != nil {
@@ -168,7 +192,7 @@ func (a *app) delEverywhere(ctx context.Context, s *snapshot, id cluster.Resourc
 	}
 	for p, l := range s.census.Pools {
 		if slices.ContainsFunc(l.Resources, func(r cluster.Resource) bool { return r.ID == id }) {
-			left = append(left, fmt.Errorf("it is in the pool (%s), being relocated; try again when it is on a node", p))
+			left = append(left, fail(exitState, "it is in the pool (%s), being relocated; try again when it is on a node", p))
 		}
 	}
 	if err := errors.Join(left...); err != nil {
@@ -178,8 +202,10 @@ func (a *app) delEverywhere(ctx context.Context, s *snapshot, id cluster.Resourc
 		return err
 	}
 	if done == 0 {
-		return fail(exitState, "no resource %s in any repository", id)
+		_, err := s.find(string(id), "") // it may be broken, or a file that cannot be used
+		return err
 	}
+	a.say("%s is deleted from %d repositories; the VE goes on as it is", id, done)
 	return nil
 }
 
@@ -190,7 +216,11 @@ func (a *app) renameCmd() *cobra.Command {
 			if err != nil {
 				return fail(exitUsage, "%w", err)
 			}
-			if from := cluster.ResourceID(args[0]); from.Kind() != to.Kind() {
+			from, err := cluster.ParseResourceID(args[0])
+			if err != nil {
+				return fail(exitUsage, "%w", err)
+			}
+			if from.Kind() != to.Kind() {
 				return fail(exitUsage, "a rename keeps the type: %s is of type %s, %s of type %s", from, from.Kind(), to, to.Kind())
 			}
 			_, err = a.toOwner(c.Context(), args[0], func(act *cluster.Action) { act.Verb, act.NewName = cluster.VerbRename, to })
@@ -201,16 +231,32 @@ func (a *app) renameCmd() *cobra.Command {
 func (a *app) lastNodeCmd() *cobra.Command {
 	return &cobra.Command{Use: "get-last-node RES", Short: "Print on which node a resource ran last", Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := a.loadLocal(); err != nil {
+			id, err := cluster.ParseResourceID(args[0])
+			if err != nil {
+				return fail(exitUsage, "%w", err)
+			}
+			// The mount knows it, so etcd need not be up; -i asks who is a member.
+			if a.ignore {
+				err = a.connect(c.Context())
+			} else {
+				err = a.loadLocal()
+			}
+			if err != nil {
 				return err
 			}
-			res, err := a.find(c.Context(), args[0])
+			s := newSnapshot()
+			if s.census, _, err = a.census(c.Context()); err != nil {
+				return err
+			}
+			res, err := s.find(string(id), string(a.self))
 			if err != nil && res.ID == "" {
 				return err
 			}
-			last := res.LastNode
-			if last == "" {
-				last = res.Owner
+			last := cmp.Or(res.LastNode, res.Owner)
+			for _, b := range s.census.Broken {
+				if b.Resource.ID == id && err != nil { // it lies nowhere else
+					last = cmp.Or(last, b.Reason.Node)
+				}
 			}
 			if last == "" {
 				return fail(exitState, "it is not known where %s ran last", res.ID)
@@ -238,7 +284,7 @@ func (a *app) relocateCmd() *cobra.Command {
 	return &cobra.Command{Use: "relocate RES [NODE]", Short: "Stop a VE where it is and start it elsewhere", Args: cobra.RangeArgs(1, 2),
 		Long: "Stop a VE where it is and start it on NODE, or where the relocation policy chooses. A VE that was stopped is moved without being started. It waits until the VE is there.",
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := a.connect(); err != nil {
+			if err := a.connect(c.Context()); err != nil {
 				return err
 			}
 			to := ""
@@ -276,25 +322,46 @@ func (a *app) relocate(ctx context.Context, word, to string) error {
 	if s.facts.Master == "" {
 		return fail(exitReach, "there is no master now, and a relocation needs one; see 'shaman stat'")
 	}
-	if _, err := a.ask(ctx, act); err != nil {
+	sent, err := a.ask(ctx, act)
+	if err != nil && (errors.Is(err, dispatch.ErrBusy) || errors.Is(err, dispatch.ErrNodeAway) || !a.handedOn(ctx, sent)) {
 		return err
 	}
 	return a.arrival(ctx, s, res, act)
+}
+
+// handedOn tells whether the master has turned an action that was sent into the
+// next one already, so that its outcome was not seen: it was a good one then.
+func (a *app) handedOn(ctx context.Context, sent cluster.Action) bool {
+	if sent.State == cluster.ActionDone || sent.ID == "" {
+		return false
+	}
+	now, ok, err := a.action(ctx, sent)
+	switch {
+	case err != nil:
+		return false
+	case ok:
+		return now.ID != sent.ID
+	}
+	c, _, err := a.census(ctx)
+	return err == nil && !slices.ContainsFunc(c.Repositories[sent.Node].Resources, func(r cluster.Resource) bool { return r.Path == sent.Path })
 }
 
 // arrival waits until a resource that was given back has come to rest.
 func (a *app) arrival(ctx context.Context, s *snapshot, res cluster.Resource, act cluster.Action) error {
 	deadline := time.Now().Add(a.timeout)
 	said := ""
-	for time.Now().Before(deadline) && ctx.Err() == nil {
-		c, err := a.store.Census(ctx)
+	for time.Now().Before(deadline) {
+		c, _, err := a.census(ctx)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if err != nil {
 			return err
 		}
 		place := "is in the pool"
 		for _, b := range c.Broken {
 			if b.Resource.Path == res.Path {
-				return fail(exitFailed, "%s is broken now: %s", b.Resource.ID, b.Reason.Error)
+				return fail(exitFailed, "%s is broken now: %s", b.Resource.ID, brokenWhy(b))
 			}
 		}
 		for owner, l := range c.Repositories {
@@ -334,15 +401,17 @@ func (a *app) arrival(ctx context.Context, s *snapshot, res cluster.Resource, ac
 
 // underWay tells whether a node has an unfinished action for a resource.
 func (a *app) underWay(ctx context.Context, n cluster.NodeID, id cluster.ResourceID) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	act, ok, err := a.action(ctx, cluster.Action{Node: n, Resource: id})
+	return ok && act.State != cluster.ActionDone, err
+}
+
+// action reads the action that has the key of act. One that cannot be read counts as none.
+func (a *app) action(ctx context.Context, act cluster.Action) (got cluster.Action, ok bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, etcd.RequestTimeout)
 	defer cancel()
-	resp, err := a.client.Get(ctx, a.keys.Action(cluster.Action{Node: n, Resource: id}))
-	if err != nil {
-		return false, err
+	resp, err := a.client.Get(ctx, a.keys.Action(act))
+	if err != nil || len(resp.Kvs) == 0 {
+		return got, false, err
 	}
-	if len(resp.Kvs) == 0 {
-		return false, nil
-	}
-	var act cluster.Action
-	return decode(resp.Kvs[0].Value, &act) == nil && act.State != cluster.ActionDone, nil
+	return got, decode(resp.Kvs[0].Value, &got) == nil, nil
 }

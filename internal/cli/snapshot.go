@@ -1,11 +1,9 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
-	"io/fs"
 	"slices"
 	"sort"
 	"strings"
@@ -13,7 +11,7 @@ import (
 
 	"github.com/shaman-ha/shaman/internal/cluster"
 	"github.com/shaman-ha/shaman/internal/election"
-	"github.com/shaman-ha/shaman/internal/etcd"
+	"github.com/shaman-ha/shaman/internal/resources"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -28,33 +26,67 @@ type snapshot struct {
 	nodeMods map[cluster.NodeID]int64
 	nodeRaw  map[cluster.NodeID][]byte
 	census   cluster.Census
+	identity resources.Identity // of the mount
+	bound    string             // uuid of the mount that etcd knows the cluster by
 	etcdErr  error
+	damaged  error // keys in etcd that cannot be read; the others were
 	nospace  bool
 	mountErr error
 }
+
+// trouble is why what etcd holds is not, or not all, known.
+func (s *snapshot) trouble() error { return cmp.Or(s.etcdErr, s.damaged) }
 
 type versions struct{ create, mod int64 }
 
 // look reads everything. Errors are kept in the snapshot: half a picture at
 // 3 a.m. is better than none.
 func (a *app) look(ctx context.Context) *snapshot {
-	s := &snapshot{
-		facts:  cluster.Facts{At: time.Now(), Nodes: map[cluster.NodeID]cluster.NodeRecord{}, Alive: map[cluster.NodeID]cluster.AliveRecord{}, Recovering: map[cluster.NodeID]cluster.RecoveringRecord{}},
-		config: map[string]string{}, serials: map[cluster.FailoverID]versions{}, nodeMods: map[cluster.NodeID]int64{}, nodeRaw: map[cluster.NodeID][]byte{},
-	}
+	s := newSnapshot()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		mctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		if _, _, s.mountErr = a.store.ReadIdentity(mctx); s.mountErr == nil {
-			s.census, s.mountErr = a.store.Census(mctx)
-		}
+		s.census, s.identity, s.mountErr = a.census(mctx)
 	}()
-	s.etcdErr = a.lookEtcd(ctx, s)
+	err := a.lookEtcd(ctx, s)
 	<-done
+	switch {
+	case err != nil: // half of etcd's word would hide what the mount says
+		whole := newSnapshot()
+		whole.census, whole.identity, whole.mountErr = s.census, s.identity, s.mountErr
+		s = whole
+		s.etcdErr = err
+	case s.mountErr == nil && s.bound != "" && s.identity.UUID != s.bound:
+		s.census = cluster.Census{}
+		s.mountErr = fail(exitFailed, "another file system is mounted at %s: its uuid is %s, cluster %s lives on %s; mount the right one", a.local.ClusterMount, s.identity.UUID, a.local.ClusterName, s.bound)
+	}
 	s.view = cluster.NewView(s.facts)
 	return s
+}
+
+// census reads what the mount holds, if it is this cluster's.
+func (a *app) census(ctx context.Context) (cluster.Census, resources.Identity, error) {
+	id, _, err := a.store.ReadIdentity(ctx)
+	if err != nil {
+		return cluster.Census{}, id, fail(exitFailed, "%w", err)
+	}
+	if id.Name != a.local.ClusterName {
+		return cluster.Census{}, id, fail(exitFailed, "the file system at %s is of cluster %q, not %q; mount the right one, or mend CLUSTER_MOUNT", a.local.ClusterMount, id.Name, a.local.ClusterName)
+	}
+	c, err := a.store.Census(ctx)
+	if err != nil {
+		return cluster.Census{}, id, fail(exitFailed, "%w", err)
+	}
+	return c, id, nil
+}
+
+func newSnapshot() *snapshot {
+	return &snapshot{
+		facts:  cluster.Facts{At: time.Now(), Nodes: map[cluster.NodeID]cluster.NodeRecord{}, Alive: map[cluster.NodeID]cluster.AliveRecord{}, Recovering: map[cluster.NodeID]cluster.RecoveringRecord{}},
+		config: map[string]string{}, serials: map[cluster.FailoverID]versions{}, nodeMods: map[cluster.NodeID]int64{}, nodeRaw: map[cluster.NodeID][]byte{},
+	}
 }
 
 func (a *app) lookEtcd(ctx context.Context, s *snapshot) error {
@@ -62,10 +94,10 @@ func (a *app) lookEtcd(ctx context.Context, s *snapshot) error {
 	defer cancel()
 	l := a.keys
 	var first int64
-	for _, p := range []string{l.Nodes(), l.Alives(), l.Recoverings(), l.Failovers(), l.History(), l.Masters(), l.Config(), l.Brake()} {
+	for _, p := range []string{l.Nodes(), l.Alives(), l.Recoverings(), l.Failovers(), l.History(), l.Masters(), l.Config(), l.Brake(), l.Identity()} {
 		resp, err := a.client.Get(rctx, p, clientv3.WithPrefix())
 		if err != nil {
-			return etcd.Explain(err)
+			return a.reach(err)
 		}
 		for _, kv := range resp.Kvs {
 			name := strings.TrimPrefix(string(kv.Key), p)
@@ -100,9 +132,11 @@ func (a *app) lookEtcd(ctx context.Context, s *snapshot) error {
 			case l.Brake():
 				s.brake = &cluster.Brake{}
 				err = json.Unmarshal(kv.Value, s.brake)
+			case l.Identity():
+				s.bound = string(kv.Value)
 			}
-			if err != nil {
-				return fmt.Errorf("key %s in etcd cannot be read: %w; it was not written by this version", kv.Key, err)
+			if err != nil && s.damaged == nil {
+				s.damaged = fail(exitFailed, "key %s in etcd cannot be read: %w; it was not written by this version: upgrade shaman here, or mend the key", kv.Key, err)
 			}
 		}
 	}
@@ -121,34 +155,6 @@ func put[T any](m map[cluster.NodeID]T, id cluster.NodeID, data []byte) error {
 	}
 	m[id] = v
 	return nil
-}
-
-// node finds a node by host id, name or address.
-func (s *snapshot) node(word string) (cluster.Node, error) {
-	var found []cluster.Node
-	for _, n := range s.view.Nodes {
-		if string(n.ID) == word || n.Name == word || n.Address == word {
-			found = append(found, n)
-		}
-	}
-	switch len(found) {
-	case 1:
-		return found[0], nil
-	case 0:
-		var names []string
-		for _, n := range s.view.Nodes {
-			names = append(names, n.Name)
-		}
-		return cluster.Node{}, fail(exitState, "no node %q; nodes are %s (a host id or an address does as well)", word, strings.Join(names, ", "))
-	}
-	return cluster.Node{}, fail(exitState, "%q names more than one node; use the host id", word)
-}
-
-func (s *snapshot) name(id cluster.NodeID) string {
-	if n, ok := s.facts.Nodes[id]; ok && n.Name != "" {
-		return n.Name
-	}
-	return string(id)
 }
 
 // The JSON of stat: a written contract. Fields may be added; arrays and strings
@@ -262,13 +268,8 @@ func (a *app) stat(s *snapshot) statJSON {
 			paths[r.Path]++
 			live := liveness[owner]
 			state := "unknown"
-			if live == cluster.Active || live == cluster.Inactive {
-				if state = string(r.Want); state == "" {
-					state = "unknown"
-				}
-				if r.Waiting != "" {
-					state = "stopped"
-				}
+			if live == cluster.Active { // only its daemon knows
+				state = actual(r, s.facts.Alive[owner].Differs)
 			}
 			out.Resources = append(out.Resources, resourceOut(r, state, "Active", owner, ""))
 		}
@@ -280,26 +281,36 @@ func (a *app) stat(s *snapshot) statJSON {
 		}
 	}
 	for _, b := range s.census.Broken {
-		reason := b.Reason.Error
-		if b.Reason.Operation != "" {
-			reason = b.Reason.Operation + ": " + reason
-		}
-		if b.Err != nil {
-			reason = b.Err.Error()
-		}
-		out.Resources = append(out.Resources, resourceOut(b.Resource, "stopped", "Broken", b.Reason.Node, reason))
+		out.Resources = append(out.Resources, resourceOut(b.Resource, "stopped", "Broken", b.Reason.Node, brokenWhy(b)))
 	}
 	for _, n := range paths {
 		if n > 1 {
 			out.Drift["duplicate"]++
 		}
 	}
-	sort.Slice(out.Resources, func(i, j int) bool { return out.Resources[i].ID < out.Resources[j].ID })
+	slices.SortFunc(out.Resources, func(a, b resourceJSON) int { // a name is unique within a node only
+		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.HostID, b.HostID), cmp.Compare(a.Path, b.Path))
+	})
 	for _, u := range s.census.Unparseable {
 		out.Unparseable = append(out.Unparseable, unparseableJSON{File: u.File, HostID: string(u.Owner), Error: u.Err.Error()})
 	}
 	out.Failovers = failoversOut(s)
 	return out
+}
+
+// actual is the state of a resource's VE: as it should be, unless its node has
+// published that it differs.
+func actual(r cluster.Resource, differs map[cluster.ResourceID]cluster.VEState) string {
+	if is, ok := differs[r.ID]; ok {
+		return string(is)
+	}
+	switch {
+	case r.Waiting != "":
+		return string(cluster.VEStopped)
+	case r.Want == cluster.WantUnset:
+		return string(cluster.VEUnknown)
+	}
+	return string(r.Want)
 }
 
 func counts(rs []cluster.Resource) map[string]int {
@@ -382,45 +393,3 @@ func failoversOut(s *snapshot) []failoverJSON {
 }
 
 func when(f cluster.Failover) string { return max(f.DoneAt, f.OpenedAt) }
-
-// find looks a resource up on the mount. It returns where it lies.
-func (a *app) find(ctx context.Context, word string) (cluster.Resource, error) {
-	id, err := cluster.ParseResourceID(word)
-	if err != nil {
-		return cluster.Resource{}, fail(exitUsage, "%w", err)
-	}
-	c, err := a.store.Census(ctx)
-	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return cluster.Resource{}, fail(exitFailed, "%w; is the shared file system mounted at %s, and this node joined?", err, a.local.ClusterMount)
-		}
-		return cluster.Resource{}, err
-	}
-	var found []cluster.Resource
-	for _, l := range c.Repositories {
-		for _, r := range l.Resources {
-			if r.ID == id {
-				found = append(found, r)
-			}
-		}
-	}
-	switch {
-	case len(found) == 1:
-		return found[0], nil
-	case len(found) > 1:
-		return found[0], fail(exitState, "%s is in the repositories of %d nodes; remove all but the right one first ('shaman stat -v' shows them)", id, len(found))
-	}
-	for p, l := range c.Pools {
-		for _, r := range l.Resources {
-			if r.ID == id {
-				return r, fail(exitState, "%s is in the pool (%s): it is being relocated; try again when 'shaman stat' shows it on a node", id, p)
-			}
-		}
-	}
-	for _, b := range c.Broken {
-		if b.Resource.ID == id {
-			return b.Resource, fail(exitState, "%s is broken: %s", id, b.Reason.Error)
-		}
-	}
-	return cluster.Resource{}, fail(exitState, "no resource %s", id)
-}

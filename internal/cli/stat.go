@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"sort"
 	"strings"
@@ -28,8 +29,8 @@ type statView struct {
 }
 
 func (a *app) statCmd() *cobra.Command {
-	var ip, id string
-	var group, asJSON bool
+	var which nodeFlags
+	var grouped, asJSON bool
 	c := &cobra.Command{Use: "stat", Short: "Show the cluster: nodes, resources, failovers", Args: cobra.NoArgs,
 		Long: `Show the cluster: nodes (M is the master, * is this node), resources and
 failovers. When etcd is out of reach it shows what the mount says, and the exit
@@ -38,20 +39,17 @@ code is 3.`,
 			if asJSON {
 				a.output = "json"
 			}
-			if err := a.connect(); err != nil {
+			if err := a.connect(c.Context()); err != nil {
 				return err
 			}
 			s := a.look(c.Context())
-			v := statView{self: a.self, verbose: a.verbose, grouped: group}
-			if ip != "" || id != "" {
-				n, err := a.nodeOf(s, ip, id)
+			v := statView{self: a.self, verbose: a.verbose, grouped: grouped}
+			if which.given() {
+				n, err := a.nodeOf(s, which)
 				if err != nil {
 					return err
 				}
 				v.only = n.ID
-			}
-			if s.etcdErr == nil && len(s.facts.Nodes) == 0 {
-				return fail(exitState, "cluster %s has no nodes; run 'shaman join' on its first one", a.local.ClusterName)
 			}
 			j := a.stat(s)
 			j.filter(v.only)
@@ -63,17 +61,22 @@ code is 3.`,
 				renderStat(a.out, j, v)
 			}
 			switch {
+			case s.etcdErr != nil && s.mountErr != nil:
+				return fail(exitReach, "%w; and the mount cannot be read either: %w", s.etcdErr, s.mountErr)
 			case s.etcdErr != nil:
 				return fail(exitReach, "%w; what you see is what the mount says", s.etcdErr)
+			case s.damaged != nil:
+				return s.damaged
+			case len(s.facts.Nodes) == 0:
+				return fail(exitState, "cluster %s has no nodes; run 'shaman join' on its first one", a.local.ClusterName)
 			case s.mountErr != nil:
 				return fail(exitFailed, "the mount cannot be read, so resources are not shown: %w", s.mountErr)
 			}
 			return nil
 		}}
 	f := c.Flags()
-	f.StringVarP(&ip, "node-ip", "n", "", "resources of the node with this `address` only")
-	f.StringVarP(&id, "node-id", "N", "", "resources of the node with this `host id` only")
-	f.BoolVarP(&group, "group", "g", false, "group resources by status: Active, Broken, Pool")
+	which.add(c, "resources of the node with this %s only")
+	f.BoolVarP(&grouped, "group", "g", false, "group resources by status: Active, Broken, Pool")
 	f.BoolVarP(&asJSON, "json", "j", false, "the same as -o json")
 	return c
 }
@@ -94,7 +97,7 @@ func renderStat(out io.Writer, j statJSON, v statView) {
 		fmt.Fprintf(out, "Etcd: %s\n", j.Etcd)
 	}
 	if j.Brake != "" {
-		fmt.Fprintf(out, "HELD: %s\n", j.Brake)
+		fmt.Fprintf(out, "HELD: %s\n", clean(j.Brake))
 	}
 	fmt.Fprintln(out)
 	renderNodes(out, j, v)
@@ -122,12 +125,25 @@ func renderStat(out io.Writer, j statJSON, v statView) {
 		renderResources(out, rs, address, v)
 	}
 	for _, u := range j.Unparseable {
-		fmt.Fprintf(out, "\nUNPARSEABLE %s\n  %s\n", u.File, u.Error)
+		fmt.Fprintf(out, "\nUNPARSEABLE %s\n  %s\n", clean(u.File), clean(u.Error))
 	}
 	renderFailovers(out, j)
-	for _, class := range []string{"duplicate"} {
-		if n := j.Drift[class]; n > 0 {
-			fmt.Fprintf(out, "\nDrift: %d paths have two resources; none of them is started twice, but one resource has to go ('shaman del')\n", n)
+	renderDuplicates(out, j)
+}
+
+// renderDuplicates names the VEs that have more than one resource.
+func renderDuplicates(out io.Writer, j statJSON) {
+	if j.Drift["duplicate"] == 0 {
+		return
+	}
+	fmt.Fprintf(out, "\nDUPLICATE resources: %d VEs have more than one; next: 'shaman del' the wrong ones\n", j.Drift["duplicate"])
+	byPath := map[string][]string{}
+	for _, r := range j.Resources {
+		byPath[r.Path] = append(byPath[r.Path], r.ID)
+	}
+	for _, path := range slices.Sorted(maps.Keys(byPath)) {
+		if len(byPath[path]) > 1 {
+			fmt.Fprintf(out, "    %s: %s\n", clean(path), strings.Join(byPath[path], ", "))
 		}
 	}
 }
@@ -152,19 +168,19 @@ func renderNodes(out io.Writer, j statJSON, v statView) {
 			addr = n.HostID
 		}
 		if v.verbose {
-			fmt.Fprintf(w, "%3s\t%s\t%s\t%s\t%s\t%d\t%s\t%s/%s\t%s\n", mark, addr, n.Name, n.Status, n.HostID, n.Incarnation, n.Mount, gib(n.MemoryUsed), gib(n.MemoryTotal), countWords(n.Counts))
+			fmt.Fprintf(w, "%3s\t%s\t%s\t%s\t%s\t%d\t%s\t%s/%s\t%s\n", mark, addr, clean(n.Name), n.Status, n.HostID, n.Incarnation, n.Mount, gib(n.MemoryUsed), gib(n.MemoryTotal), countWords(n.Counts))
 		} else {
-			fmt.Fprintf(w, "%3s\t%s\t%s\t%s\n", mark, addr, n.Status, countWords(n.Counts))
+			fmt.Fprintf(w, "%3s\t%s\t%s\t%s\n", mark, clean(addr), n.Status, countWords(n.Counts))
 		}
 	}
 	_ = w.Flush()
 	for _, n := range j.Nodes {
 		if n.Waiting != "" {
-			fmt.Fprintf(out, "    %s: %s\n", n.Name, n.Waiting)
+			fmt.Fprintf(out, "    %s: %s\n", clean(n.Name), clean(n.Waiting))
 		}
 		for _, t := range n.SuspendTokens {
 			if v.verbose {
-				fmt.Fprintf(out, "    %s: suspended with token %q since %s %s\n", n.Name, t.ID, t.Timestamp, t.Description)
+				fmt.Fprintf(out, "    %s: suspended with token %q since %s %s\n", n.Name, t.ID, t.Timestamp, clean(t.Description))
 			}
 		}
 	}
@@ -224,7 +240,7 @@ func renderResources(out io.Writer, rs []resourceJSON, address map[string]string
 			}
 			fmt.Fprintf(w, "%3s\t%s\t%s\t%s\t%s\t%d", mark, strings.TrimPrefix(r.ID, r.Type+"-"), r.State, r.Status, owner, r.Priority)
 			if v.verbose {
-				fmt.Fprintf(w, "\t%s\t%s", r.Desired, r.Path)
+				fmt.Fprintf(w, "\t%s\t%s", r.Desired, clean(r.Path))
 			}
 			fmt.Fprintln(w)
 		}
@@ -232,9 +248,9 @@ func renderResources(out io.Writer, rs []resourceJSON, address map[string]string
 		for _, r := range byType[t] {
 			switch {
 			case r.Waiting != "":
-				fmt.Fprintf(out, "    %s waits for room: %s\n", r.ID, r.Waiting)
+				fmt.Fprintf(out, "    %s waits for room: %s\n", r.ID, clean(r.Waiting))
 			case r.Status == "Broken":
-				fmt.Fprintf(out, "    %s is broken: %s\n", r.ID, r.Reason)
+				fmt.Fprintf(out, "    %s is broken: %s\n", r.ID, clean(r.Reason))
 			case r.Status == "Pool" && v.verbose:
 				fmt.Fprintf(out, "    %s %s\n", r.ID, r.Reason)
 			}
@@ -262,8 +278,8 @@ func renderFailovers(out io.Writer, j statJSON) {
 	}
 	_ = w.Flush()
 	for _, f := range j.Failovers {
-		if f.Command != "" && f.DoneAt == "" {
-			fmt.Fprintf(out, "    %s: %s\n    next: make sure of it, then run '%s'\n", cmp.Or(name[f.Node], f.Node), f.Reason, f.Command)
+		if f.Command != "" && cluster.Phase(f.Phase).Open() {
+			fmt.Fprintf(out, "    %s: %s\n    next: make sure of it, then run '%s'\n", cmp.Or(name[f.Node], f.Node), clean(f.Reason), f.Command)
 		}
 	}
 }
@@ -272,6 +288,9 @@ func renderFailovers(out io.Writer, j statJSON) {
 func took(f failoverJSON) string {
 	begin, err := time.Parse(time.RFC3339Nano, f.LeaseLostAt)
 	if err != nil {
+		return "-"
+	}
+	if f.DoneAt == "" && !cluster.Phase(f.Phase).Open() {
 		return "-"
 	}
 	end := time.Now()

@@ -17,42 +17,41 @@ import (
 const topEvery = time.Second
 
 func (a *app) topCmd() *cobra.Command {
-	var ip, id string
-	group := false
+	var which nodeFlags
+	grouped := false
 	c := &cobra.Command{Use: "top", Short: "Show the cluster live", Args: cobra.NoArgs,
 		Long: `Show the cluster live, with the progress of running failovers.
 
 Keys: g group by status, v more columns, Enter or Space look again now, arrows
 and page keys scroll, h help, q quit.`,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := a.connect(); err != nil {
-				return err
-			}
-			if !a.interactive() {
+			if !isTerminal(a.in) || !isTerminal(a.tty) {
 				return fail(exitUsage, "top needs a terminal; use 'shaman stat'")
 			}
-			v := statView{self: a.self, verbose: a.verbose, grouped: group}
-			if ip != "" || id != "" {
+			if err := a.connect(c.Context()); err != nil {
+				return err
+			}
+			v := statView{self: a.self, verbose: a.verbose, grouped: grouped}
+			if which.given() {
 				s := a.look(c.Context())
-				n, err := a.nodeOf(s, ip, id)
+				n, err := a.nodeOf(s, which)
 				if err != nil {
 					return a.reach(err)
 				}
 				v.only = n.ID
 			}
-			m := topModel{view: v, look: func() seen {
+			m := topModel{view: v, busy: true, look: func() seen { // Init looks at once
 				s := a.look(c.Context())
-				return seen{at: time.Now(), stat: a.stat(s), etcdErr: s.etcdErr, mountErr: s.mountErr}
+				return seen{at: time.Now(), stat: a.stat(s), etcdErr: s.trouble(), mountErr: s.mountErr}
 			}}
-			_, err := tea.NewProgram(m, tea.WithContext(c.Context()), tea.WithInput(a.in), tea.WithOutput(a.out)).Run()
+			_, err := tea.NewProgram(m, tea.WithContext(c.Context()), tea.WithInput(a.in), tea.WithOutput(a.tty)).Run()
 			if c.Context().Err() != nil {
 				return context.Cause(c.Context())
 			}
 			return err
 		}}
-	c.Flags().StringVarP(&ip, "node-ip", "n", "", "resources of the node with this `address` only")
-	c.Flags().StringVarP(&id, "node-id", "N", "", "resources of the node with this `host id` only")
-	c.Flags().BoolVarP(&group, "group", "g", false, "group resources by status")
+	which.add(c, "resources of the node with this %s only")
+	c.Flags().BoolVarP(&grouped, "group", "g", false, "group resources by status")
 	return c
 }
 
@@ -63,7 +62,9 @@ type seen struct {
 	etcdErr, mountErr error
 }
 
-type tick struct{}
+// tick asks for the next look. Only the one that the last look set counts: a
+// look that a key asked for sets its own, and there must not be ever more.
+type tick struct{ after int }
 
 // topModel is the screen of top.
 type topModel struct {
@@ -71,6 +72,7 @@ type topModel struct {
 	look   func() seen
 	last   *seen
 	busy   bool
+	looks  int // finished
 	help   bool
 	top    int // first line shown
 	height int
@@ -89,9 +91,11 @@ func (m topModel) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 		m.height, m.width = msg.Height, msg.Width
 	case seen:
 		m.last, m.busy = &msg, false
-		return m, tea.Tick(topEvery, func(time.Time) tea.Msg { return tick{} })
+		m.looks++
+		next := tick{after: m.looks}
+		return m, tea.Tick(topEvery, func(time.Time) tea.Msg { return next })
 	case tick:
-		if !m.busy {
+		if !m.busy && msg.after == m.looks {
 			m.busy = true
 			return m, m.refresh()
 		}
@@ -113,11 +117,11 @@ func (m topModel) key(k string) (tea.Model, tea.Cmd) {
 	case "h":
 		m.help = !m.help
 	case "down", "j":
-		m.top++
+		m.top = min(m.top+1, m.lastTop())
 	case "up", "k":
 		m.top = max(0, m.top-1)
 	case "pgdown":
-		m.top += page
+		m.top = min(m.top+page, m.lastTop())
 	case "pgup":
 		m.top = max(0, m.top-page)
 	case "home":
@@ -131,7 +135,8 @@ func (m topModel) key(k string) (tea.Model, tea.Cmd) {
 	return m, nil
 }
 
-const topHelp = "g group · v more · Enter/Space look again · ↑ ↓ PgUp PgDn scroll · h help · q quit"
+// topHelp fits into 80 columns.
+const topHelp = "g group · v more · Enter/Space look again · ↑↓ PgUp PgDn scroll · h help · q"
 
 // View implements tea.Model.
 func (m topModel) View() tea.View {
@@ -140,36 +145,23 @@ func (m topModel) View() tea.View {
 	return v
 }
 
+// lastTop is the first line of the last screen.
+func (m topModel) lastTop() int {
+	if m.last == nil || m.height == 0 {
+		return 0
+	}
+	return max(0, len(m.body())-m.room(len(m.head())))
+}
+
+func (m topModel) room(head int) int { return max(1, m.height-head) }
+
 func (m topModel) text() string {
 	if m.last == nil {
 		return "looking at the cluster …"
 	}
-	s := m.last
-	var b bytes.Buffer
-	j := s.stat
-	j.Resources, j.Unparseable = append([]resourceJSON(nil), j.Resources...), append([]unparseableJSON(nil), j.Unparseable...)
-	j.filter(m.view.only)
-	for _, f := range j.Failovers {
-		if f.DoneAt == "" && f.Phase != string(cluster.PhaseWithdrawn) {
-			fmt.Fprintln(&b, progress(f, j))
-		}
-	}
-	renderStat(&b, j, m.view)
-	lines := strings.Split(strings.TrimRight(b.String(), "\n"), "\n")
-	for i, l := range lines {
-		lines[i] = paint(l)
-	}
-	head := []string{lipgloss.NewStyle().Bold(true).Render(fmt.Sprintf("shaman top   %s   h help, q quit", s.at.Format("15:04:05")))}
-	if m.help {
-		head = append(head, topHelp)
-	}
-	for what, err := range map[string]error{"etcd": s.etcdErr, "mount": s.mountErr} {
-		if err != nil {
-			head = append(head, alarm.Render(what+": "+err.Error()))
-		}
-	}
+	head, lines := m.head(), m.body()
 	if m.height > 0 {
-		room := max(1, m.height-len(head))
+		room := m.room(len(head))
 		from := min(m.top, max(0, len(lines)-room))
 		lines = lines[from:min(len(lines), from+room)]
 	}
@@ -179,6 +171,51 @@ func (m topModel) text() string {
 		}
 	}
 	return strings.Join(append(head, lines...), "\n")
+}
+
+// head is what stays on the screen: the clock, the help, and what is wrong.
+func (m topModel) head() []string {
+	s := m.last
+	head := []string{lipgloss.NewStyle().Bold(true).Render(fmt.Sprintf("shaman top   %s   h help, q quit", s.at.Format("15:04:05")))}
+	if m.help {
+		head = append(head, topHelp)
+	}
+	for _, trouble := range []struct {
+		what string
+		err  error
+	}{{"etcd", s.etcdErr}, {"mount", s.mountErr}} {
+		if trouble.err == nil {
+			continue
+		}
+		text := trouble.what + ": " + clean(trouble.err.Error())
+		if m.width > 0 { // what to do stands at the end: it must not be cut off
+			text = lipgloss.Wrap(text, m.width, "")
+		}
+		for l := range strings.SplitSeq(text, "\n") {
+			head = append(head, alarm.Render(l))
+		}
+	}
+	return head
+}
+
+// body is what can be scrolled.
+func (m topModel) body() []string {
+	s := m.last
+	var b bytes.Buffer
+	j := s.stat
+	j.Resources, j.Unparseable = append([]resourceJSON(nil), j.Resources...), append([]unparseableJSON(nil), j.Unparseable...)
+	j.filter(m.view.only)
+	for _, f := range j.Failovers {
+		if cluster.Phase(f.Phase).Open() {
+			fmt.Fprintln(&b, progress(f, j))
+		}
+	}
+	renderStat(&b, j, m.view)
+	lines := strings.Split(strings.TrimRight(b.String(), "\n"), "\n")
+	for i, l := range lines {
+		lines[i] = paint(l)
+	}
+	return lines
 }
 
 var (
