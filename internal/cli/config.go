@@ -23,19 +23,19 @@ func (a *app) getConfigCmd() *cobra.Command {
 			if err != nil {
 				return a.reach(err)
 			}
-			cfg, err := stored(set, n)
+			cfg, err := stored(set)
 			if err != nil {
 				return err
 			}
 			if a.output == "json" {
 				out := map[string]string{}
-				for _, l := range cfg.Lines(false) {
+				for _, l := range cfg.Lines(false, n) {
 					k, v, _ := strings.Cut(l, "=")
 					out[k] = v
 				}
 				return a.printJSON(out)
 			}
-			for _, l := range cfg.Lines(a.verbose) {
+			for _, l := range cfg.Lines(a.verbose, n) {
 				a.print("%s\n", l)
 			}
 			return nil
@@ -44,8 +44,8 @@ func (a *app) getConfigCmd() *cobra.Command {
 
 // stored reads the parameters that etcd holds. That they cannot be used is no
 // mistake of who runs the command.
-func stored(set map[string]string, nodes int) (config.Cluster, error) {
-	cfg, _, err := config.ParseCluster(set, nodes)
+func stored(set map[string]string) (config.Cluster, error) {
+	cfg, _, err := config.ParseCluster(set)
 	if err != nil {
 		return cfg, fail(exitFailed, "the cluster-wide parameters in etcd cannot be used: %w; 'shaman set-config KEY=' returns one to its default", err)
 	}
@@ -70,13 +70,9 @@ func (a *app) setConfigCmd() *cobra.Command {
 			if err := a.connect(c.Context()); err != nil {
 				return err
 			}
-			n, err := a.countNodes(c.Context())
-			if err != nil {
-				return a.reach(err)
-			}
 			var warns []config.Warning
 			err = config.NewStore(a.client, a.keys).Set(c.Context(), changes, func(merged map[string]string) (err error) {
-				_, warns, err = config.ParseCluster(merged, n)
+				_, warns, err = config.ParseCluster(merged)
 				return err
 			})
 			if err != nil {

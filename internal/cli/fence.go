@@ -76,7 +76,7 @@ func (a *app) examine(ctx context.Context, s *snapshot, word string) (evidence, 
 			e.failover, e.versions = f, s.serials[f.ID()]
 		}
 	}
-	cfg, err := stored(s.config, len(s.facts.Nodes))
+	cfg, err := stored(s.config)
 	if err != nil {
 		return e, err
 	}

@@ -64,7 +64,7 @@ func (a *app) join(ctx context.Context, ignoreRes bool) error {
 	if err != nil {
 		return err
 	}
-	if _, err := stored(set, len(s.view.Nodes)+1); err != nil {
+	if _, err := stored(set); err != nil {
 		return err
 	}
 	id, err := a.identify(ctx, m)

@@ -60,7 +60,7 @@ func (a *app) planCmd() *cobra.Command {
 
 // plan asks the policies about a view in which the nodes have failed.
 func (a *app) plan(s *snapshot, words []string) ([]planned, map[string]string, error) {
-	cfg, err := stored(s.config, len(s.facts.Nodes))
+	cfg, err := stored(s.config)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -19,7 +19,8 @@ type Cluster struct {
 	StopBudget, HeartbeatInterval                  time.Duration
 	LeaseLostAction                                string
 	PoolCheckTimeout                               time.Duration
-	RelocationSkipThreshold, NodeCrashThreshold    int
+	RelocationSkipThreshold                        int // 0 = by the size of the cluster, see SkipThreshold
+	NodeCrashThreshold                             int
 	RelocationMode                                 string
 	MaxParallelStarts, StartRetries, RelocateTries int
 	ActionTimeout, LockRetryTimeout                time.Duration
@@ -30,9 +31,9 @@ type Cluster struct {
 	text map[string]string
 }
 
-// ParseCluster reads the parameters that were set; nodes is the size of the
-// cluster, which a default depends on. Errors are UsageError or UnsafeError.
-func ParseCluster(set map[string]string, nodes int) (Cluster, []Warning, error) {
+// ParseCluster reads the parameters that were set. Errors are UsageError or
+// UnsafeError.
+func ParseCluster(set map[string]string) (Cluster, []Warning, error) {
 	c := Cluster{text: map[string]string{}}
 	var warns []Warning
 	var errs []error
@@ -54,12 +55,6 @@ func ParseCluster(set map[string]string, nodes int) (Cluster, []Warning, error) 
 			errs = append(errs, fmt.Errorf("%s: %w", k.Name, err))
 		}
 	}
-	if c.RelocationSkipThreshold == 0 {
-		c.RelocationSkipThreshold = 3
-		if nodes == 3 {
-			c.RelocationSkipThreshold = 2
-		}
-	}
 	if err := errors.Join(errs...); err != nil {
 		return c, warns, &UsageError{err}
 	}
@@ -69,9 +64,20 @@ func ParseCluster(set map[string]string, nodes int) (Cluster, []Warning, error) 
 	return c, warns, nil
 }
 
+// SkipThreshold is RELOCATION_SKIP_THRESHOLD in a cluster of so many nodes.
+func (c Cluster) SkipThreshold(nodes int) int {
+	switch {
+	case c.RelocationSkipThreshold != 0:
+		return c.RelocationSkipThreshold
+	case nodes == 3:
+		return 2
+	}
+	return 3
+}
+
 // MustDefaults are the parameters of a cluster where nothing was set.
 func MustDefaults() Cluster {
-	c, _, err := ParseCluster(nil, 0)
+	c, _, err := ParseCluster(nil)
 	if err != nil {
 		panic("the default configuration is refused: " + err.Error())
 	}
@@ -188,8 +194,8 @@ func (c Cluster) relations() error {
 	return errors.Join(errs...)
 }
 
-// Lines renders the values in force; verbose adds how long a proof takes.
-func (c Cluster) Lines(verbose bool) []string {
+// Lines renders the values in force in a cluster of so many nodes; verbose adds how long a proof takes.
+func (c Cluster) Lines(verbose bool, nodes int) []string {
 	var out []string
 	for _, k := range clusterKeys {
 		v := c.text[k.Name]
@@ -199,7 +205,7 @@ func (c Cluster) Lines(verbose bool) []string {
 		case "HEARTBEAT_INTERVAL":
 			v = c.Timing().Heartbeat.String()
 		case "RELOCATION_SKIP_THRESHOLD":
-			v = fmt.Sprint(c.RelocationSkipThreshold)
+			v = fmt.Sprint(c.SkipThreshold(nodes))
 		}
 		if v != "" {
 			out = append(out, k.Name+"="+v)

@@ -17,7 +17,7 @@ var ignoreText = cmpopts.IgnoreUnexported(Cluster{})
 func clusterDefaults() Cluster {
 	return Cluster{
 		LockTimeout: 10 * time.Second, WatchdogTimeout: 5 * time.Second, FenceMethods: []string{"storage", "agent", "watchdog", "manual"},
-		StopBudget: 15 * time.Second, LeaseLostAction: "reboot", PoolCheckTimeout: 30 * time.Second, RelocationSkipThreshold: 3, NodeCrashThreshold: 3,
+		StopBudget: 15 * time.Second, LeaseLostAction: "reboot", PoolCheckTimeout: 30 * time.Second, NodeCrashThreshold: 3,
 		RelocationMode: "drs,round-robin", MaxParallelStarts: 4, StartRetries: 1, RelocateTries: 1, ActionTimeout: 60 * time.Second,
 		LockRetryTimeout: 150 * time.Second, HostMemoryReserve: 512 << 20, ShutdownPolicy: "freeze",
 	}
@@ -34,7 +34,7 @@ func TestEveryDefaultMayBeWrittenOut(t *testing.T) {
 	for _, k := range ClusterReference() {
 		set[k.Name] = k.Default // "" returns to the default
 	}
-	got, warns, err := ParseCluster(set, 5)
+	got, warns, err := ParseCluster(set)
 	if err != nil || len(warns) > 0 {
 		t.Fatalf("error %v, warnings %v", err, warns)
 	}
@@ -44,7 +44,7 @@ func TestEveryDefaultMayBeWrittenOut(t *testing.T) {
 }
 
 func TestAnEmptyValueReturnsToTheDefault(t *testing.T) {
-	got, _, err := ParseCluster(map[string]string{"STOP_BUDGET": "", "MAX_PARALLEL_STARTS": "", "FENCE_METHODS": ""}, 5)
+	got, _, err := ParseCluster(map[string]string{"STOP_BUDGET": "", "MAX_PARALLEL_STARTS": "", "FENCE_METHODS": ""})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +87,7 @@ func TestEveryClusterWideKeyTakesEffect(t *testing.T) {
 			t.Errorf("%s is in the reference, and nothing is known of its effect", k.Name)
 			continue
 		}
-		got, warns, err := ParseCluster(map[string]string{k.Name: row.value}, 5)
+		got, warns, err := ParseCluster(map[string]string{k.Name: row.value})
 		if err != nil {
 			t.Errorf("%s: %v", k.Name, err)
 		}
@@ -104,7 +104,7 @@ func TestEveryClusterWideKeyTakesEffect(t *testing.T) {
 
 func TestTheOriginalsLeaseLostActionsMeanReboot(t *testing.T) {
 	for _, v := range []string{"crash", "halt"} {
-		c, warns, err := ParseCluster(map[string]string{"LEASE_LOST_ACTION": v}, 5)
+		c, warns, err := ParseCluster(map[string]string{"LEASE_LOST_ACTION": v})
 		if err != nil || c.LeaseLostAction != "reboot" || len(warns) != 1 {
 			t.Errorf("%s: %q, warnings %v, %v", v, c.LeaseLostAction, warns, err)
 		}
@@ -112,19 +112,19 @@ func TestTheOriginalsLeaseLostActionsMeanReboot(t *testing.T) {
 }
 
 func TestTheBrakeOfSmallClusters(t *testing.T) {
+	c, _, err := ParseCluster(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	got := map[int]int{}
 	for _, n := range []int{0, 1, 2, 3, 4, 100} {
-		c, _, err := ParseCluster(nil, n)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got[n] = c.RelocationSkipThreshold
+		got[n] = c.SkipThreshold(n)
 	}
 	if diff := cmp.Diff(map[int]int{0: 3, 1: 3, 2: 3, 3: 2, 4: 3, 100: 3}, got); diff != "" {
 		t.Error(diff)
 	}
-	if c, _, err := ParseCluster(map[string]string{"RELOCATION_SKIP_THRESHOLD": "3"}, 3); err != nil || c.RelocationSkipThreshold != 3 {
-		t.Errorf("what is set does not count in a cluster of 3: %d, %v", c.RelocationSkipThreshold, err)
+	if c, _, err := ParseCluster(map[string]string{"RELOCATION_SKIP_THRESHOLD": "3"}); err != nil || c.SkipThreshold(3) != 3 {
+		t.Errorf("what is set does not count in a cluster of 3: %d, %v", c.SkipThreshold(3), err)
 	}
 }
 
@@ -150,7 +150,7 @@ func TestClusterWideValuesThatAreRefused(t *testing.T) {
 		{"nonsense in a key without effect", "LEASE_CHECK_TIMEOUT_FOR_MASTER", "soon", "LEASE_CHECK_TIMEOUT_FOR_MASTER: \"soon\" is no duration"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, _, err := ParseCluster(map[string]string{tt.key: tt.value}, 5)
+			_, _, err := ParseCluster(map[string]string{tt.key: tt.value})
 			if _, ok := errors.AsType[*UsageError](err); !ok || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error is %v, want a usage error with %q", err, tt.want)
 			}
@@ -173,7 +173,7 @@ func TestUnsafeRelations(t *testing.T) {
 		{"heartbeats whose sum would overflow", map[string]string{"HEARTBEAT_INTERVAL": "1e9"}, "HEARTBEAT_INTERVAL"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, _, err := ParseCluster(tt.set, 5)
+			_, _, err := ParseCluster(tt.set)
 			_, unsafe := errors.AsType[*UnsafeError](err)
 			if tt.want == "" && err != nil || tt.want != "" && (!unsafe || !strings.Contains(err.Error(), tt.want)) {
 				t.Errorf("error is %v, want an unsafe relation with %q", err, tt.want)
@@ -184,7 +184,7 @@ func TestUnsafeRelations(t *testing.T) {
 
 func TestEveryLeaseIsSafeWithAllElseAtItsDefault(t *testing.T) {
 	for l := 2; l <= 3600; l++ {
-		if _, _, err := ParseCluster(map[string]string{"LOCK_TIMEOUT": strconv.Itoa(l)}, 5); err != nil {
+		if _, _, err := ParseCluster(map[string]string{"LOCK_TIMEOUT": strconv.Itoa(l)}); err != nil {
 			t.Errorf("LOCK_TIMEOUT=%d: %v", l, err)
 		}
 	}
@@ -198,7 +198,7 @@ func TestWhatIsAcceptedIsSafe(t *testing.T) {
 		for _, k := range []string{"LOCK_TIMEOUT", "SELF_FENCE_TIMEOUT", "HEARTBEAT_INTERVAL"} {
 			set[k] = duration.Draw(t, k)
 		}
-		c, _, err := ParseCluster(set, 5)
+		c, _, err := ParseCluster(set)
 		if err != nil {
 			return
 		}
@@ -223,11 +223,11 @@ func TestWatchdogProof(t *testing.T) {
 }
 
 func TestLinesRenderWhatIsInForce(t *testing.T) {
-	c, _, err := ParseCluster(map[string]string{"LOCK_TIMEOUT": "2"}, 3)
+	c, _, err := ParseCluster(map[string]string{"LOCK_TIMEOUT": "2"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := strings.Join(c.Lines(true), "\n")
+	got := strings.Join(c.Lines(true, 3), "\n")
 	for _, want := range []string{"LOCK_TIMEOUT=2", "SELF_FENCE_TIMEOUT=2s", "HEARTBEAT_INTERVAL=200ms", "RELOCATION_SKIP_THRESHOLD=2", "STOP_BUDGET=15s", "acted on for 1.8s"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in\n%s", want, got)

@@ -104,11 +104,7 @@ func (d *Daemon) membership(ctx context.Context) error {
 
 // adopt takes cluster-wide parameters over.
 func (m *member) adopt(set map[string]string) error {
-	n := 0
-	if m.members != nil {
-		m.members.Nodes.Read(func(e map[string]etcd.Entry[cluster.NodeRecord]) { n = len(e) })
-	}
-	c, warns, err := config.ParseCluster(set, n)
+	c, warns, err := config.ParseCluster(set)
 	if err != nil {
 		return fmt.Errorf("the cluster-wide configuration cannot be used: %w; mend it with 'shaman set-config'", err)
 	}

@@ -46,8 +46,10 @@ func (m *member) nodeSettings() node.Settings {
 
 func (m *member) engineSettings() failover.Settings {
 	c := m.settings.Load()
+	nodes := 0
+	m.members.Nodes.Read(func(e map[string]etcd.Entry[cluster.NodeRecord]) { nodes = len(e) })
 	return failover.Settings{
-		Timing: c.Timing(), Patience: c.Patience, SkipThreshold: c.RelocationSkipThreshold, StopBudget: c.StopBudget,
+		Timing: c.Timing(), Patience: c.Patience, SkipThreshold: c.SkipThreshold(nodes), StopBudget: c.StopBudget,
 		PoolCheck: c.PoolCheckTimeout, ActionTimeout: c.ActionTimeout, RelocateTries: c.RelocateTries,
 		Reserve: c.HostMemoryReserve, ManualAllowed: slices.Contains(c.FenceMethods, "manual"), RebootedCounts: true,
 	}
