@@ -94,7 +94,8 @@ func (l *Lab) Where(id string) (string, error) {
 	return last.Node, nil
 }
 
-func gone(pid int) bool { return errors.Is(unix.Kill(pid, 0), unix.ESRCH) }
+// gone tells whether a process has ended; one that nobody has waited for yet, too.
+func gone(pid int) bool { return state(pid) == 0 || state(pid) == 'Z' }
 
 // Homes tells for VEs on which node each of them runs.
 func (l *Lab) Homes(ids []string) (map[string]string, error) {

@@ -158,16 +158,7 @@ func (l *Lab) signalAll(n Node, sig syscall.Signal) error {
 // Paused tells whether a node's daemon or host is stopped.
 func (l *Lab) Paused(n Node) bool {
 	for _, pid := range []int{l.Monitor(n), l.host(n)} {
-		if pid == 0 {
-			continue
-		}
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err != nil {
-			continue
-		}
-		// The state follows the program's name, which is in parentheses.
-		_, after, _ := strings.Cut(string(stat), ") ")
-		if strings.HasPrefix(after, "T") {
+		if pid != 0 && state(pid) == 'T' {
 			return true
 		}
 	}

@@ -85,6 +85,20 @@ func (l *Lab) pidOf(n Node, comm string) int {
 	return pid
 }
 
+// state is the kernel's letter for what a process is at: T stopped, Z ended and
+// not waited for; 0 = there is no such process.
+func state(pid int) byte {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	// The letter follows the program's name, which is in parentheses.
+	if i := bytes.LastIndexByte(stat, ')'); i >= 0 && i+2 < len(stat) {
+		return stat[i+2]
+	}
+	return 0
+}
+
 // killTime bounds how long SIGKILL may take.
 const killTime = 15 * time.Second
 
