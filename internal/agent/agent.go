@@ -164,6 +164,9 @@ type session struct {
 	busy  map[cluster.ResourceID]int // resources that work is under way for
 	stops map[cluster.ResourceID]stopSeen
 	since map[string]boottime.Time // path of a VE without a resource → first seen
+
+	brought atomic.Int64 // boottime.Time at which a start was last queued or ended
+	budget  int          // of reconcile: how many LAST_NODE it may still write in this look
 }
 
 // Run serves one admission until the context ends. All work that it started has
@@ -201,6 +204,15 @@ func (r *session) setBusy(id cluster.ResourceID, delta int) {
 	if r.busy[id] += delta; r.busy[id] <= 0 {
 		delete(r.busy, id)
 	}
+}
+
+// noteBrought notes that VEs are being brought up.
+func (r *session) noteBrought() { r.brought.Store(int64(boottime.Now())) }
+
+// broughtWithin tells whether VEs are being brought up, or were a moment ago.
+func (r *session) broughtWithin(d time.Duration) bool {
+	last := boottime.Time(r.brought.Load())
+	return !r.starts.empty() || last != 0 && boottime.Since(last) < d
 }
 
 func (r *session) isBusy(id cluster.ResourceID) bool {

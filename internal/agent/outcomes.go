@@ -20,6 +20,9 @@ const (
 	// holding a single one back noticeably.
 	answerBatch = 100
 	answerPause = 3 * time.Millisecond
+	// answerLinger is that pause while many more are being brought up: nobody
+	// waits for a single one of their outcomes.
+	answerLinger = 20 * time.Millisecond
 )
 
 // answer queues the outcome of an action.
@@ -46,7 +49,11 @@ func (r *session) answerAll(ctx context.Context) error {
 		case first := <-r.outcomes:
 			batch = append(batch, first)
 		}
-		timer := time.NewTimer(answerPause)
+		pause := answerPause
+		if !r.starts.empty() {
+			pause = answerLinger
+		}
+		timer := time.NewTimer(pause)
 	gather:
 		for len(batch) < 4*answerBatch {
 			select {

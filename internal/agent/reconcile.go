@@ -15,6 +15,14 @@ const (
 	// the time between two with hints.
 	lookEvery = 10 * time.Second
 	lookPause = 200 * time.Millisecond
+	// busyPause is that time while VEs are being brought up: each look reads the
+	// whole repository, and lists everything that was claimed a moment ago anew.
+	busyPause = time.Second
+	// calm is how long nothing was brought up before LAST_NODE is written, and
+	// calmBudget to how many resources in one look: each costs two flushes of the
+	// mount, which a failover that still goes on somewhere needs for itself.
+	calm       = 5 * time.Second
+	calmBudget = 50
 )
 
 // stopSeen is a stop by guest or operator that may become desired state.
@@ -36,7 +44,11 @@ func (r *session) reconcileAll(ctx context.Context) error {
 			r.Metrics.Scan.Observe(time.Since(begin).Seconds())
 			r.Metrics.LastScan.SetToCurrentTime()
 		}
-		if err := sleep(ctx, lookPause); err != nil {
+		pause := lookPause
+		if r.broughtWithin(busyPause) {
+			pause = busyPause
+		}
+		if err := sleep(ctx, pause); err != nil {
 			return err
 		}
 		var soon <-chan time.Time
@@ -73,6 +85,10 @@ func (r *session) reconcile(ctx context.Context) (again bool, err error) {
 	}
 	r.publish(l, ves, byPath)
 	own := make(map[string]bool, len(l.Resources))
+	r.budget = 0
+	if !r.broughtWithin(calm) {
+		r.budget = calmBudget
+	}
 	for _, res := range l.Resources {
 		own[res.Path] = true
 		v, here := byPath[res.Path]
@@ -162,10 +178,13 @@ func (r *session) settle(ctx context.Context, res cluster.Resource, v cluster.VE
 	case v.State == cluster.VERunning:
 		next.Want, next.Waiting = cluster.WantRunning, ""
 		// Of no hurry: rewriting hundreds of files must not slow down a failover.
-		if r.starts.empty() {
+		switch {
+		case res.LastNode == r.Self:
+		case r.budget > 0:
+			r.budget--
 			next.LastNode = r.Self
-		} else {
-			watch = res.LastNode != r.Self
+		default:
+			watch = true
 		}
 	case stopNow && !was:
 		r.stops[res.ID] = stopSeen{at: boottime.Now()}

@@ -30,7 +30,9 @@ func (r *session) work(ctx context.Context) error {
 				if j == nil {
 					return context.Cause(ctx)
 				}
+				r.noteBrought()
 				r.bring(ctx, j)
+				r.noteBrought()
 				r.setBusy(j.id, -1)
 			}
 		})

@@ -156,7 +156,7 @@ func (m *member) build() (err error) {
 	m.pulses = &failover.Pulses{Read: m.store.ReadHeartbeat, Targets: m.pulseTargets, Timing: m.timing}
 	*m.engine = failover.Engine{
 		Self: m.host, Nodes: m.members.Nodes, Alive: m.members.Alive, Recovering: m.members.Recovering,
-		Failovers: m.ledger.Failovers, Actions: m.ledger.Actions, Confirms: m.ledger.Confirms, Brake: m.publishedBrake,
+		Failovers: m.ledger.Failovers, Actions: dispatch.Written{Ledger: m.ledger}, Confirms: m.ledger.Confirms, Brake: m.publishedBrake,
 		Ledger: m.ledger, Mount: m.store, Methods: m.methods(), Pulses: m.pulses, Settings: m.engineSettings,
 		Place: m.place, ValidSince: m.validSince, NewID: dispatch.NewID, At: m.At, Event: m.events.Add,
 		Log: log.Named("failover"), Metrics: failover.NewMetrics(reg),

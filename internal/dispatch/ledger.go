@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"github.com/shaman-ha/shaman/internal/cluster"
 	"github.com/shaman-ha/shaman/internal/etcd"
@@ -30,6 +31,29 @@ type Ledger struct {
 	Failovers *etcd.Mirror[cluster.Failover]
 	Actions   *etcd.Mirror[cluster.Action]
 	Confirms  *etcd.Mirror[cluster.Confirm]
+
+	wrote atomic.Int64 // highest revision of a write of actions
+}
+
+// Written is the local copy of the actions as their writer may trust it: it
+// counts as kept up only once it shows everything that this ledger has written.
+// A master that looked earlier would send the same actions again.
+type Written struct{ Ledger *Ledger }
+
+// Read calls f with the copy, and tells whether it is kept up; see Mirror.Read.
+func (w Written) Read(f func(map[string]etcd.Entry[cluster.Action])) bool {
+	rev, _ := w.Ledger.Actions.Revision() // before f: what f sees is at least that new
+	return w.Ledger.Actions.Read(f) && rev >= w.Ledger.wrote.Load()
+}
+
+// note remembers the revision of a write.
+func (l *Ledger) note(rev int64) {
+	for {
+		have := l.wrote.Load()
+		if rev <= have || l.wrote.CompareAndSwap(have, rev) {
+			return
+		}
+	}
 }
 
 // NewLedger returns the ledger of a cluster; hint is called after changes while Run runs.
@@ -151,13 +175,12 @@ const parallelTxns = 4
 // action does not hold the others. It returns how many took effect, and an
 // error for the rest (any but etcd.ErrConflict ends it at once).
 func (l *Ledger) Apply(ctx context.Context, term cluster.Term, swaps []cluster.Swap) (int, error) {
-	const perBatch = etcd.MaxOps / 2 // a swap is at most two operations
-	done := make([]int, (len(swaps)+perBatch-1)/perBatch)
+	batches := inBatches(swaps)
+	done := make([]int, len(batches))
 	stale := make([][]error, len(done)) // an error of the group would end the other batches
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallelTxns)
-	for i := range done {
-		batch := swaps[i*perBatch : min(len(swaps), (i+1)*perBatch)]
+	for i, batch := range batches {
 		g.Go(func() error {
 			err := l.applyAll(gctx, term, batch)
 			if err == nil {
@@ -195,6 +218,38 @@ func (l *Ledger) Apply(ctx context.Context, term cluster.Term, swaps []cluster.S
 	return n, err
 }
 
+// inBatches cuts swaps into transactions, each for one node and none of more
+// than etcd.MaxOps operations or compares, its guard aside. A node that gets its
+// actions a hundred at a time marks, claims and flushes them a hundred at a time;
+// spread over all nodes, each transaction would cost every one of them its own.
+// The order stays: by the first swap of a batch, and within each node.
+func inBatches(swaps []cluster.Swap) [][]cluster.Swap {
+	type batch struct{ index, weight int }
+	var out [][]cluster.Swap
+	filling := map[cluster.NodeID]batch{}
+	for _, s := range swaps {
+		var to cluster.NodeID
+		weight := 1
+		switch {
+		case s.New == nil:
+			to = s.Old.Value.Node
+		case s.Old == nil:
+			to = s.New.Node
+		default:
+			to, weight = s.New.Node, 2
+		}
+		b, ok := filling[to]
+		if !ok || b.weight+weight > etcd.MaxOps {
+			b = batch{index: len(out)}
+			out = append(out, nil)
+		}
+		out[b.index] = append(out[b.index], s)
+		b.weight += weight
+		filling[to] = b
+	}
+	return out
+}
+
 func (l *Ledger) applyAll(ctx context.Context, term cluster.Term, swaps []cluster.Swap) error {
 	var cmps []clientv3.Cmp
 	var ops []clientv3.Op
@@ -205,9 +260,11 @@ func (l *Ledger) applyAll(ctx context.Context, term cluster.Term, swaps []cluste
 		}
 		cmps, ops = append(cmps, c...), append(ops, o...)
 	}
-	if _, err := etcd.CommitAs(ctx, l.client, term, cmps, ops); err != nil {
+	rev, err := etcd.CommitAs(ctx, l.client, term, cmps, ops)
+	if err != nil {
 		return fmt.Errorf("dispatch %d actions: %w", len(swaps), err)
 	}
+	l.note(rev)
 	return nil
 }
 

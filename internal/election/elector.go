@@ -57,8 +57,10 @@ type Elector struct {
 const (
 	// watchIdle bounds one wait for the candidate ahead, after which the list is read anew.
 	watchIdle = 30 * time.Second
-	// check is how often a master looks whether it may go on.
-	check = 25 * time.Millisecond
+	// check bounds how long a master does not look whether it may go on; it looks
+	// at the very end of its validity in any case. Timers stand still while the
+	// machine is suspended, so it also bounds how long one acts on after that.
+	check = 100 * time.Millisecond
 )
 
 // Run campaigns and leads, again and again, until the lease is lost (ErrLost) or
@@ -252,16 +254,17 @@ func (e *Elector) guard(ctx context.Context, t cluster.Term) error {
 		defer close(watch)
 		e.watchOwn(wctx, t, gone)
 	}()
-	tick := time.NewTicker(check)
-	defer tick.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-gone:
 			return errors.New("the election key was taken away")
-		case <-tick.C:
+		case <-timer.C:
 		}
+		timer.Reset(max(time.Millisecond, min(check, e.Lease.ValidUntil().Sub(boottime.Now()))))
 		if boottime.Now() >= e.Lease.ValidUntil() {
 			return ErrInvalid
 		}

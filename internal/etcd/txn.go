@@ -96,7 +96,8 @@ func Merge(old []byte, record any) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("encode %T: %w", record, err)
 	}
-	if len(old) == 0 {
+	known := fieldsOf(record)
+	if len(old) == 0 || onlyKnown(old, known) {
 		return string(next), nil
 	}
 	var was, is map[string]json.RawMessage
@@ -106,7 +107,6 @@ func Merge(old []byte, record any) (string, error) {
 	if err := json.Unmarshal(next, &is); err != nil {
 		return "", fmt.Errorf("encode %T as an object: %w", record, err)
 	}
-	known := fieldsOf(record)
 	for k, v := range was {
 		if _, ok := is[k]; !ok && !known[k] {
 			is[k] = v

@@ -161,6 +161,7 @@ func (m *term) dispatch(ctx context.Context, s Step) error {
 			a.ID, a.State, a.CreatedAt = m.NewID(), cluster.ActionNew, now
 		}
 	}
+	m.sent = true
 	m.At("dispatch:before")
 	n, err := m.Ledger.Apply(ctx, m.Term, s.Swaps)
 	m.At("dispatch:after")

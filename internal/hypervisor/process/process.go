@@ -68,9 +68,12 @@ const (
 	pollGone = 5 * time.Millisecond
 	// confAge is how old a definition may be before it is read again: it lies on
 	// the shared file system, and listing must not wait for that.
-	confAge = 10 * time.Second
+	confAge = 30 * time.Second
 	// adoptedPoll is how often VEs are looked at whose parent is another process.
 	adoptedPoll = 2 * time.Second
+	// adoptedShare is how many VEs may be looked at in that time; with more of
+	// them it takes longer, since each look is some system calls.
+	adoptedShare = 200
 )
 
 // New returns the driver with the VEs that are registered on this node.
@@ -551,14 +554,13 @@ func (d *Driver) Watch(ctx context.Context, hint func()) error {
 		delete(d.hints, &hint)
 		d.mu.Unlock()
 	}()
-	tick := time.NewTicker(adoptedPoll)
-	defer tick.Stop()
-	was := -1
-	for {
+	was := map[*ve]bool{} // that ran at the last look
+	pause := adoptedPoll
+	for first := true; ; first = false {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-tick.C:
+		case <-time.After(pause):
 		}
 		d.mu.Lock()
 		all := make([]*ve, 0, len(d.ves))
@@ -566,16 +568,17 @@ func (d *Driver) Watch(ctx context.Context, hint func()) error {
 			all = append(all, v)
 		}
 		d.mu.Unlock()
-		n := 0
+		pause = adoptedPoll * time.Duration(max(1, len(all)/adoptedShare))
+		runs, changed := make(map[*ve]bool, len(was)), false
 		for _, v := range all {
-			if r, err := v.running(); err == nil && r {
-				n++
-			}
+			r, err := v.running()
+			runs[v] = err == nil && r
+			changed = changed || runs[v] != was[v]
 		}
-		if n != was && was >= 0 {
+		if changed && !first {
 			hint()
 		}
-		was = n
+		was = runs
 	}
 }
 
