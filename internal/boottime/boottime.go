@@ -36,7 +36,7 @@ func Since(t Time) time.Duration { return Now().Sub(t) }
 
 // slice bounds one sleep of WaitUntil: timers run on the monotonic clock, so a
 // suspended machine wakes up at most this much late.
-const slice = 50 * time.Millisecond
+const slice = 500 * time.Millisecond
 
 // WaitUntil returns when t has come, or with the context's cause if that ends first.
 func WaitUntil(ctx context.Context, t Time) error {

@@ -158,7 +158,7 @@ func (m *member) build() (err error) {
 		Self: m.host, Nodes: m.members.Nodes, Alive: m.members.Alive, Recovering: m.members.Recovering,
 		Failovers: m.ledger.Failovers, Actions: dispatch.Written{Ledger: m.ledger}, Confirms: m.ledger.Confirms, Brake: m.publishedBrake,
 		Ledger: m.ledger, Mount: m.store, Methods: m.methods(), Pulses: m.pulses, Settings: m.engineSettings,
-		Place: m.place, ValidSince: m.validSince, NewID: dispatch.NewID, At: m.At, Event: m.events.Add,
+		Place: m.place, ValidSince: m.validSince, Valid: m.leaseValid, NewID: dispatch.NewID, At: m.At, Event: m.events.Add,
 		Log: log.Named("failover"), Metrics: failover.NewMetrics(reg),
 	}
 	m.engine.Init()
@@ -269,13 +269,17 @@ func (m *member) run(ctx context.Context) error {
 	return err
 }
 
+func (m *member) leaseValid() bool {
+	l := m.currentLease()
+	return l != nil && l.Valid()
+}
+
 // whyNotReady says why this node could not take a VE now.
 func (m *member) whyNotReady() error {
-	l := m.currentLease()
 	switch {
 	case m.node.Admitted() == nil:
 		return errors.New(*m.status.Load())
-	case l == nil || !l.Valid():
+	case !m.leaseValid():
 		return errors.New("out of contact with etcd: the lease cannot be proven valid; VEs run on, nothing is started or moved")
 	}
 	return m.heart.InContact()

@@ -60,7 +60,7 @@ const (
 	// check bounds how long a master does not look whether it may go on; it looks
 	// at the very end of its validity in any case. Timers stand still while the
 	// machine is suspended, so it also bounds how long one acts on after that.
-	check = 100 * time.Millisecond
+	check = 250 * time.Millisecond
 )
 
 // Run campaigns and leads, again and again, until the lease is lost (ErrLost) or

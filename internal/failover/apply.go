@@ -16,7 +16,7 @@ func (m *term) apply(ctx context.Context, o Observation, s Step) error {
 	log := m.Log.With(zap.String("failover", s.Failover.String()), zap.String("node", o.name(s.Failover.Node)), zap.Int64("epoch", int64(m.Epoch)))
 	switch s.Do {
 	case ActFence:
-		m.prover.start(ctx, s.Failover, o.name(s.Failover.Node), s.Delay, func() error { return context.Cause(ctx) })
+		m.prover.start(ctx, s.Failover, o.name(s.Failover.Node), s.Delay, func() error { return m.mayAct(ctx) })
 		return nil
 	case ActOpen:
 		m.At("open:before")
@@ -63,6 +63,15 @@ func (m *term) apply(ctx context.Context, o Observation, s Step) error {
 	return fmt.Errorf("apply a step that does not exist: %q", s.Do)
 }
 
+// mayAct is asked right before what cannot be taken back: a machine that was
+// suspended may not have noticed yet that its mastership is over.
+func (m *term) mayAct(ctx context.Context) error {
+	if ctx.Err() == nil && !m.Valid() {
+		return errors.New("mastership cannot be proven any more: the lease is not valid")
+	}
+	return context.Cause(ctx)
+}
+
 func (m *term) event(s Step, kind, msg string) {
 	ev := cluster.Event{Kind: kind, Epoch: m.Epoch, Message: msg, Subject: s.Failover.Node}
 	if s.Failover.Node != "" {
@@ -101,6 +110,9 @@ func (m *term) update(ctx context.Context, log *zap.Logger, s Step) error {
 // seal takes the repository over and records it. The rename alone is no fence:
 // the proof came first, and .inc tells afterwards whether it came in time.
 func (m *term) seal(ctx context.Context, log *zap.Logger, o Observation, s Step) error {
+	if err := m.mayAct(ctx); err != nil {
+		return err
+	}
 	if err := m.Mount.Seal(ctx, s.Failover); err != nil {
 		if errors.Is(err, cluster.ErrSealed) && !m.late[s.Failover] {
 			m.late[s.Failover] = true

@@ -54,6 +54,7 @@ type Engine struct {
 	Settings   func() Settings
 	Place      Place
 	ValidSince func() boottime.Time // the last gap in this daemon's contact with etcd
+	Valid      func() bool          // this daemon's lease, right now
 	NewID      func() string
 	At         func(label string) // called before and after each step that changes something
 	Event      func(cluster.Event)

@@ -105,7 +105,7 @@ func engineOf(o Observation, d *desk) *Engine {
 		Self: o.Self, Nodes: named(o.Nodes), Alive: named(o.Alive), Recovering: named(o.Recovering), Failovers: &table[cluster.Failover]{m: map[string]cluster.Versioned[cluster.Failover]{}},
 		Actions: &table[cluster.Action]{}, Confirms: &table[cluster.Confirm]{}, Brake: func() *cluster.Brake { return nil },
 		Ledger: d, Mount: d, Pulses: &Pulses{Timing: func() cluster.Timing { return quick }}, Settings: func() Settings { return o.Settings },
-		Place: first, ValidSince: func() boottime.Time { return 0 }, NewID: func() string { return "id" }, Event: func(cluster.Event) {}, Log: zap.NewNop(),
+		Place: first, ValidSince: func() boottime.Time { return 0 }, Valid: func() bool { return true }, NewID: func() string { return "id" }, Event: func(cluster.Event) {}, Log: zap.NewNop(),
 		Metrics: NewMetrics(prometheus.NewRegistry()),
 	}
 	e.Init()
@@ -261,5 +261,25 @@ func TestEveryUnreadableFileIsCounted(t *testing.T) {
 	}
 	if d.last.Unreadable != 2 {
 		t.Errorf("%d of the two files that were moved are counted", d.last.Unreadable)
+	}
+}
+
+// A machine that was suspended while it was master wakes up with its context
+// still alive: what cannot be taken back asks for the lease itself.
+func TestNothingIrreversibleWithoutAValidLease(t *testing.T) {
+	valid := true
+	m := &term{Engine: &Engine{Valid: func() bool { return valid }}}
+	if err := m.mayAct(t.Context()); err != nil {
+		t.Errorf("a master with a valid lease may not act: %v", err)
+	}
+	valid = false
+	if m.mayAct(t.Context()) == nil {
+		t.Error("a master whose lease is not valid may act")
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	why := errors.New("deposed")
+	cancel(why)
+	if err := m.mayAct(ctx); !errors.Is(err, why) {
+		t.Errorf("mayAct returned %v after %v", err, why)
 	}
 }

@@ -118,7 +118,7 @@ func (w *world) elect(n cluster.NodeID) {
 		Self: n, Nodes: tableOf(w.nodes), Alive: tableOf(w.alive), Recovering: tableOf(w.recovering), Failovers: poolTable(w.failovers),
 		Confirms: poolTable(w.confirms), Actions: &table[cluster.Action]{m: w.actions}, Brake: func() *cluster.Brake { return w.brake },
 		Ledger: ledger{w}, Mount: mount{w}, Pulses: &Pulses{Timing: func() cluster.Timing { return quick }}, Settings: func() Settings { return w.settings },
-		Place: first, ValidSince: func() boottime.Time { return 0 }, Event: func(cluster.Event) {}, Log: zap.NewNop(), Metrics: NewMetrics(prometheus.NewRegistry()),
+		Place: first, ValidSince: func() boottime.Time { return 0 }, Valid: func() bool { return true }, Event: func(cluster.Event) {}, Log: zap.NewNop(), Metrics: NewMetrics(prometheus.NewRegistry()),
 		NewID: func() string { w.ids++; return fmt.Sprint(w.ids) },
 	}
 	e.Init()

@@ -270,7 +270,7 @@ const (
 	// publishSoon how often one that operators look at.
 	publishEvery = 10 * time.Second
 	publishSoon  = time.Second
-	publishTick  = 250 * time.Millisecond
+	publishTick  = 500 * time.Millisecond
 )
 
 // guard ends an admission that somebody else has ended: first its work, since a
