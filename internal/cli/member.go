@@ -18,23 +18,33 @@ import (
 )
 
 func (a *app) joinCmd() *cobra.Command {
-	ignoreRes := false
+	ignoreRes, recovering := false, false
 	c := &cobra.Command{
 		Use: "join", Short: "Make this node a member of the cluster", Args: cobra.NoArgs,
 		Long: `Make this node a member of the cluster that its configuration names. The first
 node to join makes the cluster, on the mount and in etcd.
 
 What runs on the node is put under shaman's protection once its daemon is up:
-every VE whose hypervisor says that high availability is on for it.`,
+every VE whose hypervisor says that high availability is on for it.
+
+After etcd was rebuilt or restored from a backup: stop shaman-monitor on all
+nodes (VEs run on), run 'shaman join --recover' on each, then start it again.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			a.joining = true
 			if err := a.connect(c.Context()); err != nil {
 				return err
 			}
+			if recovering && ignoreRes {
+				return fail(exitUsage, "--recover brings a node back with what the mount says is its own; it does not go with --ignore-res")
+			}
+			if recovering {
+				return a.reach(a.recover(c.Context()))
+			}
 			return a.reach(a.join(c.Context(), ignoreRes))
 		},
 	}
 	c.Flags().BoolVarP(&ignoreRes, "ignore-res", "r", false, "leave the VEs alone that are here already")
+	c.Flags().BoolVar(&recovering, "recover", false, "come back after etcd was rebuilt or restored from a backup; all daemons have to be stopped")
 	return c
 }
 

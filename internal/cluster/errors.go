@@ -30,6 +30,8 @@ var (
 	ErrSealed = errors.New("the repository was taken over")
 	// ErrTorn is returned if a slot on the mount was read in the middle of a write, or was never written.
 	ErrTorn = errors.New("the slot holds no complete record")
+	// ErrWentBack is returned if etcd does not know what was last done on the mount.
+	ErrWentBack = errors.New("etcd was rebuilt or restored from a backup")
 	// ErrForeignNonce is returned if another process writes this node's heartbeat.
 	ErrForeignNonce = errors.New("another process writes the heartbeat of this host id")
 )

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -162,6 +163,29 @@ type Brake struct {
 	Since     string   `json:"since"`
 	Reason    string   `json:"reason"`
 }
+
+// Marks is the key mark: the marks that masters have left, the newest first. The
+// newest lies on the mount too. An etcd that does not know the mark on the mount
+// was rebuilt, or restored from a backup that is older than what was done since:
+// revisions and epochs alone do not show that, since they grow again.
+type Marks struct {
+	V     int      `json:"v"`
+	Marks []string `json:"marks"`
+}
+
+// marksKept is how many marks are remembered. More than one, since the write of a
+// replaced master can land on the mount late.
+const marksKept = 32
+
+// With returns the marks with a new one before them.
+func (m Marks) With(mark string) Marks {
+	kept := m.Marks[:min(len(m.Marks), marksKept-1)]
+	return Marks{V: RecordVersion, Marks: append([]string{mark}, kept...)}
+}
+
+// Knows tells whether the mark on a mount is one of these; an empty one was
+// never left, and says nothing.
+func (m Marks) Knows(mark string) bool { return mark == "" || slices.Contains(m.Marks, mark) }
 
 // Verb is what an action asks a node to do.
 type Verb string

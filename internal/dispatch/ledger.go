@@ -10,6 +10,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -281,6 +282,40 @@ func (l *Ledger) PutBrake(ctx context.Context, term cluster.Term, b *cluster.Bra
 	}
 	if _, err := etcd.CommitAs(ctx, l.client, term, nil, []clientv3.Op{op}); err != nil {
 		return fmt.Errorf("publish the brake: %w", err)
+	}
+	return nil
+}
+
+// Marks reads the marks that masters have left.
+func (l *Ledger) Marks(ctx context.Context) (cluster.Marks, error) {
+	return ReadMarks(ctx, l.client, l.keys)
+}
+
+// ReadMarks is Marks for those who are no master.
+func ReadMarks(ctx context.Context, cl *clientv3.Client, keys etcd.Layout) (m cluster.Marks, err error) {
+	ctx, cancel := context.WithTimeout(ctx, etcd.RequestTimeout)
+	defer cancel()
+	resp, err := cl.Get(ctx, keys.Mark())
+	if err != nil {
+		return m, fmt.Errorf("read the masters' marks: %w", err)
+	}
+	if len(resp.Kvs) == 0 {
+		return m, nil
+	}
+	if err := json.Unmarshal(resp.Kvs[0].Value, &m); err != nil {
+		return m, fmt.Errorf("read the masters' marks: %w", err)
+	}
+	return m, nil
+}
+
+// PutMarks rewrites them.
+func (l *Ledger) PutMarks(ctx context.Context, term cluster.Term, m cluster.Marks) error {
+	val, err := etcd.Encode(m)
+	if err != nil {
+		return err
+	}
+	if _, err := etcd.CommitAs(ctx, l.client, term, nil, []clientv3.Op{clientv3.OpPut(l.keys.Mark(), val)}); err != nil {
+		return fmt.Errorf("leave a mark in etcd: %w", err)
 	}
 	return nil
 }

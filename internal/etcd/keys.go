@@ -76,5 +76,8 @@ func (l Layout) Confirms() string { return l.prefix + "confirms/" }
 // Confirm is an operator's word for one failover.
 func (l Layout) Confirm(id cluster.FailoverID) string { return l.Confirms() + id.String() }
 
+// Mark is where masters leave their marks.
+func (l Layout) Mark() string { return l.prefix + "mark" }
+
 // Identity is the uuid of the mount that this cluster lives on.
 func (l Layout) Identity() string { return l.prefix + "identity" }

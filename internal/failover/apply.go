@@ -19,6 +19,9 @@ func (m *term) apply(ctx context.Context, o Observation, s Step) error {
 		m.prover.start(ctx, s.Failover, o.name(s.Failover.Node), s.Delay, func() error { return m.mayAct(ctx) })
 		return nil
 	case ActOpen:
+		if err := m.mark(ctx, m.Term); err != nil {
+			return err
+		}
 		m.At("open:before")
 		err := m.Ledger.Open(ctx, m.Term, s.Opening)
 		m.At("open:after")

@@ -21,6 +21,8 @@ type Ledger interface {
 	Update(ctx context.Context, term cluster.Term, was cluster.Versioned[cluster.Failover], f cluster.Failover) error
 	Withdraw(ctx context.Context, term cluster.Term, was cluster.Versioned[cluster.Failover], f cluster.Failover, recoveringMod int64) error
 	Apply(ctx context.Context, term cluster.Term, swaps []cluster.Swap) (int, error)
+	Marks(ctx context.Context) (cluster.Marks, error)
+	PutMarks(ctx context.Context, term cluster.Term, m cluster.Marks) error
 	PutBrake(ctx context.Context, term cluster.Term, b *cluster.Brake) error
 	Forget(ctx context.Context, term cluster.Term, entries []cluster.Versioned[cluster.Failover]) error
 }
@@ -28,6 +30,8 @@ type Ledger interface {
 // Mount is the shared file system, as far as a master needs it.
 type Mount interface {
 	RecordEpoch(ctx context.Context, epoch cluster.Epoch) error
+	CheckMark(ctx context.Context, known cluster.Marks) error
+	PutMark(ctx context.Context, mark string) error
 	Seal(ctx context.Context, id cluster.FailoverID) error
 	Pools(ctx context.Context) ([]cluster.PoolID, error)
 	Pool(ctx context.Context, p cluster.PoolID, forced bool) (cluster.Listing, error)
@@ -81,6 +85,8 @@ func (e *Engine) Hint() {
 }
 
 const (
+	// idlePause is how long a master that cannot begin stays in office all the same.
+	idlePause = time.Second
 	// roundPause is the least time between two rounds, roundEvery the most.
 	roundPause = 50 * time.Millisecond
 	roundEvery = time.Second
@@ -113,11 +119,19 @@ type term struct {
 
 // Lead observes, decides and applies until the context ends with the mastership.
 func (e *Engine) Lead(ctx context.Context, t cluster.Term) error {
-	if err := e.Mount.RecordEpoch(ctx, t.Epoch); err != nil {
+	err := e.Mount.RecordEpoch(ctx, t.Epoch)
+	if err == nil {
+		err = e.mark(ctx, t)
+	}
+	if err != nil {
 		e.Log.Error("this master does nothing", zap.Error(err))
 		e.Event(cluster.Event{Kind: "master-idle", Epoch: t.Epoch, Message: cluster.OneLine(err)})
-		if !errors.Is(err, cluster.ErrHold) {
+		if errors.Is(err, cluster.ErrWentBack) {
 			<-ctx.Done() // holding the office keeps another node from doing worse
+		}
+		select { // let another node try, and not at once again
+		case <-ctx.Done():
+		case <-time.After(idlePause):
 		}
 		return err
 	}
@@ -171,6 +185,25 @@ func (e *Engine) newTerm(t cluster.Term) *term {
 		pools: map[cluster.PoolID]bool{}, late: map[cluster.FailoverID]bool{},
 		prover: &prover{methods: e.Methods, log: e.Log, metrics: e.Metrics, hint: e.Hint, runs: map[cluster.FailoverID]*proving{}},
 	}
+}
+
+// mark makes sure that this etcd knows what was last done on the mount, and
+// leaves a new mark in both: etcd first, so that the mount never has one that
+// etcd does not know. It comes before anything that cannot be taken back, so that
+// a backup of etcd from before that is recognised.
+func (e *Engine) mark(ctx context.Context, t cluster.Term) error {
+	known, err := e.Ledger.Marks(ctx)
+	if err != nil {
+		return err
+	}
+	if err := e.Mount.CheckMark(ctx, known); err != nil {
+		return err
+	}
+	next := e.NewID()
+	if err := e.Ledger.PutMarks(ctx, t, known.With(next)); err != nil {
+		return err
+	}
+	return e.Mount.PutMark(ctx, next)
 }
 
 // round is observe → Decide → apply, once.

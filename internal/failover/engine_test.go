@@ -84,6 +84,18 @@ func (d *desk) Forget(_ context.Context, _ cluster.Term, old []cluster.Versioned
 	return d.call("forget %d", len(old))
 }
 func (d *desk) RecordEpoch(_ context.Context, e cluster.Epoch) error { return d.call("epoch %d", e) }
+func (d *desk) CheckMark(_ context.Context, m cluster.Marks) error {
+	return d.call("check mark of %d", len(m.Marks))
+}
+func (d *desk) PutMark(_ context.Context, mark string) error {
+	return d.call("mark the mount %s", mark)
+}
+func (d *desk) Marks(context.Context) (cluster.Marks, error) {
+	return cluster.Marks{Marks: []string{"old"}}, d.call("marks")
+}
+func (d *desk) PutMarks(_ context.Context, _ cluster.Term, m cluster.Marks) error {
+	return d.call("mark etcd %s", m.Marks)
+}
 func (d *desk) Seal(_ context.Context, id cluster.FailoverID) error {
 	return d.call("seal %s", nick(id.Node))
 }
@@ -122,9 +134,14 @@ func named[T any](m map[cluster.NodeID]cluster.Versioned[T]) *table[T] {
 
 var term7 = cluster.Term{Key: "k", Epoch: 7}
 
-func TestAMasterWhoseEpochIsRefusedDoesNothingAndKeepsTheOffice(t *testing.T) {
-	refused := errors.New("epoch 7 is not above 9")
-	d := &desk{answer: func(string) error { return refused }}
+func TestAMasterWhoseEtcdWentBackDoesNothingAndKeepsTheOffice(t *testing.T) {
+	refused := fmt.Errorf("the mark is not known: %w", cluster.ErrWentBack)
+	d := &desk{answer: func(c string) error {
+		if c == "check mark of 1" {
+			return refused
+		}
+		return nil
+	}}
 	e := engineOf(given(lost(node2)), d)
 	said := make(chan cluster.Event, 1)
 	e.Event = func(ev cluster.Event) { said <- ev }
@@ -144,7 +161,7 @@ func TestAMasterWhoseEpochIsRefusedDoesNothingAndKeepsTheOffice(t *testing.T) {
 	if err := <-ended; !errors.Is(err, refused) {
 		t.Errorf("ended with %v", err)
 	}
-	if diff := cmp.Diff([]string{"epoch 7"}, d.calls()); diff != "" {
+	if diff := cmp.Diff([]string{"epoch 7", "marks", "check mark of 1"}, d.calls()); diff != "" {
 		t.Errorf("what it did (-want +got):\n%s", diff)
 	}
 }
@@ -169,7 +186,8 @@ func TestADeposedMasterStopsAtOnce(t *testing.T) {
 	if err := engineOf(given(lost(node2), lost(node3)), d).Lead(t.Context(), term7); !errors.Is(err, cluster.ErrDeposed) {
 		t.Errorf("ended with %v", err)
 	}
-	if diff := cmp.Diff([]string{"epoch 7", "pools", "census", "open n2"}, d.calls()); diff != "" {
+	if diff := cmp.Diff([]string{"epoch 7", "marks", "check mark of 1", "mark etcd [id old]", "mark the mount id", "pools", "census",
+		"marks", "check mark of 1", "mark etcd [id old]", "mark the mount id", "open n2"}, d.calls()); diff != "" {
 		t.Errorf("what it did (-want +got):\n%s", diff)
 	}
 }

@@ -288,6 +288,13 @@ func (l ledger) Forget(_ context.Context, t cluster.Term, old []cluster.Versione
 type mount struct{ w *world }
 
 func (mount) RecordEpoch(context.Context, cluster.Epoch) error { return nil }
+func (mount) CheckMark(context.Context, cluster.Marks) error   { return nil }
+func (mount) PutMark(context.Context, string) error            { return nil }
+
+func (l ledger) Marks(context.Context) (cluster.Marks, error) { return cluster.Marks{}, nil }
+func (l ledger) PutMarks(_ context.Context, t cluster.Term, _ cluster.Marks) error {
+	return l.guard(t)
+}
 
 func (m mount) Seal(_ context.Context, id cluster.FailoverID) error {
 	w := m.w

@@ -28,7 +28,7 @@ func (s *Store) Connect(ctx context.Context, clusterName string, etcdClusterID u
 		return nil, fmt.Errorf("%s says cluster %q, CLUSTER_NAME says %q: %w", s.identityFile(), id.Name, clusterName, ErrOtherCluster)
 	}
 	if etcdClusterID != 0 && id.EtcdClusterID != 0 && id.EtcdClusterID != etcdClusterID {
-		return nil, fmt.Errorf("%s was made with etcd cluster %x, ETCD_ENDPOINTS lead to %x: %w; if etcd was rebuilt, run 'shaman join --recover'", s.identityFile(), id.EtcdClusterID, etcdClusterID, ErrOtherCluster)
+		return nil, fmt.Errorf("%s was made with etcd cluster %x, ETCD_ENDPOINTS lead to %x: %w; %s", s.identityFile(), id.EtcdClusterID, etcdClusterID, ErrOtherCluster, "if etcd was rebuilt: "+recoverHint)
 	}
 	c := &Contact{uuid: id.UUID}
 	c.dev.Store(dev)

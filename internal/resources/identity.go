@@ -22,7 +22,8 @@ type Identity struct {
 	UUID          string        `json:"uuid"`
 	EtcdClusterID uint64        `json:"etcd_cluster_id"`
 	Generation    int           `json:"generation"`
-	Epoch         cluster.Epoch `json:"epoch"` // highest mastership that acted
+	Epoch         cluster.Epoch `json:"epoch"`          // highest mastership that acted
+	Mark          string        `json:"mark,omitempty"` // of a master, known to its etcd; see cluster.Marks
 }
 
 // identitySize is the fixed size of the file, so that it can be overwritten in
@@ -134,9 +135,37 @@ func (s *Store) RecordEpoch(ctx context.Context, epoch cluster.Epoch) error {
 			return nil
 		}
 		if id.Epoch > epoch {
-			return fmt.Errorf("the mount knows epoch %d, this mastership is %d: etcd was rebuilt or restored from a backup; run 'shaman join --recover' once etcd is the right one: %w", id.Epoch, epoch, ErrOtherCluster)
+			return fmt.Errorf("the mount knows epoch %d, this mastership is %d: %w; %s: %w", id.Epoch, epoch, cluster.ErrWentBack, recoverHint, ErrOtherCluster)
 		}
 		id.Epoch = epoch
+		return s.overwriteIdentity(id)
+	})
+}
+
+// recoverHint is what an operator does about it.
+const recoverHint = "stop shaman-monitor on all nodes (VEs run on), make sure that etcd is the right one, and run 'shaman join --recover' on each"
+
+// CheckMark returns ErrWentBack if the mark on the mount is not one of those that
+// etcd knows.
+func (s *Store) CheckMark(ctx context.Context, known cluster.Marks) error {
+	id, _, err := s.ReadIdentity(ctx)
+	if err != nil {
+		return err
+	}
+	if !known.Knows(id.Mark) {
+		return fmt.Errorf("etcd does not know the last mark on the mount: %w; %s", cluster.ErrWentBack, recoverHint)
+	}
+	return nil
+}
+
+// PutMark leaves a master's mark on the mount.
+func (s *Store) PutMark(ctx context.Context, mark string) error {
+	return s.do(ctx, "leave a mark on the mount", func() error {
+		id, _, err := s.readIdentity()
+		if err != nil {
+			return err
+		}
+		id.Mark = mark
 		return s.overwriteIdentity(id)
 	})
 }
@@ -164,7 +193,7 @@ func (s *Store) Rebind(ctx context.Context, etcdClusterID uint64) error {
 		if err != nil {
 			return err
 		}
-		id.EtcdClusterID, id.Epoch = etcdClusterID, 0
+		id.EtcdClusterID, id.Epoch, id.Mark = etcdClusterID, 0, ""
 		id.Generation++
 		return s.overwriteIdentity(id)
 	})

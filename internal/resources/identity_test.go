@@ -186,3 +186,31 @@ func TestPrepareNodeIsIdempotentAndLeavesWhatIsThere(t *testing.T) {
 		t.Errorf("n2 joined before: %v, %v", before, err)
 	}
 }
+
+func TestAnEtcdThatDoesNotKnowTheMarkWentBack(t *testing.T) {
+	s := newTestStore(t)
+	known := cluster.Marks{}
+	try(t, s.CheckMark(t.Context(), known))
+	known = known.With("m1")
+	try(t, s.PutMark(t.Context(), "m1"))
+	backup := known
+	known = known.With("m2")
+	try(t, s.CheckMark(t.Context(), known)) // etcd is written first: the mount may be one behind
+	try(t, s.PutMark(t.Context(), "m2"))
+	try(t, s.CheckMark(t.Context(), known))
+	try(t, s.PutMark(t.Context(), "m1")) // the late write of a replaced master
+	try(t, s.CheckMark(t.Context(), known))
+	try(t, s.PutMark(t.Context(), "m2"))
+	for name, m := range map[string]cluster.Marks{"a backup": backup, "a new etcd": {}} {
+		if err := s.CheckMark(t.Context(), m); !errors.Is(err, cluster.ErrWentBack) {
+			t.Errorf("%s: %v, want ErrWentBack", name, err)
+		}
+	}
+	try(t, s.Rebind(t.Context(), 8))
+	try(t, s.CheckMark(t.Context(), cluster.Marks{}))
+	id, _, err := s.ReadIdentity(t.Context())
+	try(t, err)
+	if id.EtcdClusterID != 8 || id.Generation != 2 || id.Epoch != 0 || id.UUID != testIdentity().UUID {
+		t.Errorf("the identity is %+v", id)
+	}
+}
