@@ -93,8 +93,8 @@ type Agent struct {
 	Settings   func() Settings
 	Ignored    func(path string) bool // VEs that join --ignore-res left alone
 	Event      func(cluster.Event)
-	Leave      func(ctx context.Context) error // ends the membership; the repository goes
-	At         func(label string)              // called before and after each step that changes something
+	Leave      func(ctx context.Context, ready func(context.Context) error) error // ends the membership, and the repository goes, unless ready objects once nothing can come in any more
+	At         func(label string)                                                 // called before and after each step that changes something
 	Log        *zap.Logger
 	Metrics    *Metrics
 
@@ -160,8 +160,9 @@ type session struct {
 	heldClaims int // takes that the last sweep could not claim; of intake only
 
 	mu    sync.Mutex
-	known map[string]string          // action name → id: in work or finished here
-	busy  map[cluster.ResourceID]int // resources that work is under way for
+	known map[string]string                    // action name → id: in work or finished here
+	busy  map[cluster.ResourceID]int           // resources that work is under way for
+	held  map[cluster.ResourceID]chan struct{} // resources that one piece of work has for itself; closed when it lets go
 	stops map[cluster.ResourceID]stopSeen
 	since map[string]boottime.Time // path of a VE without a resource → first seen
 
@@ -175,7 +176,7 @@ type session struct {
 func (a *Agent) Run(ctx context.Context, s Session) error {
 	r := &session{
 		Agent: a, Session: s, starts: newQueue(), errands: newQueue(), outcomes: make(chan answer, 4096),
-		known: map[string]string{}, busy: map[cluster.ResourceID]int{},
+		known: map[string]string{}, busy: map[cluster.ResourceID]int{}, held: map[cluster.ResourceID]chan struct{}{},
 		stops: map[cluster.ResourceID]stopSeen{}, since: map[string]boottime.Time{},
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -203,6 +204,34 @@ func (r *session) setBusy(id cluster.ResourceID, delta int) {
 	defer r.mu.Unlock()
 	if r.busy[id] += delta; r.busy[id] <= 0 {
 		delete(r.busy, id)
+	}
+}
+
+// alone waits until no other piece of work has a resource for itself, and takes
+// it. Bringing a VE up, and letting go of it, are each several steps of which the
+// first looks whether the resource is here and the last rests on that: one in the
+// middle of the other would start what was given away.
+func (r *session) alone(ctx context.Context, id cluster.ResourceID) (release func(), err error) {
+	for {
+		r.mu.Lock()
+		busy, taken := r.held[id]
+		if !taken {
+			free := make(chan struct{})
+			r.held[id] = free
+			r.mu.Unlock()
+			return func() {
+				r.mu.Lock()
+				delete(r.held, id)
+				r.mu.Unlock()
+				close(free)
+			}, nil
+		}
+		r.mu.Unlock()
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
 }
 

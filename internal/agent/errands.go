@@ -61,6 +61,11 @@ func (r *session) runErrand(ctx context.Context, e cluster.Versioned[cluster.Act
 		o, err := r.startErrand(ctx, e)
 		return o, "", err
 	}
+	done, err := r.alone(ctx, a.Resource)
+	if err != nil {
+		return "", "", err
+	}
+	defer done()
 	release, err := r.Gate.Hold(r.Incarnation)
 	if err != nil || !r.Valid() {
 		if err == nil {
@@ -353,15 +358,38 @@ func (r *session) remove(ctx context.Context, a cluster.Action) error {
 
 // leave ends this node's membership; the answer is written before that.
 func (r *session) leave(ctx context.Context, a cluster.Action) (cluster.Outcome, cluster.ResourceID, error) {
-	l, err := r.Repository.List(ctx, true)
-	if err != nil {
+	ready := func(ctx context.Context) error { return r.mayLeave(ctx, a.Force) }
+	// First without the gate, which must not be closed in vain; what counts is the
+	// second look, when nothing can be claimed any more.
+	if err := ready(ctx); errors.Is(err, errRefused) {
+		return cluster.OutcomeRefused, "", err
+	} else if err != nil {
 		return "", "", err
 	}
-	if n := len(l.Resources) + len(l.Unparseable); n > 0 && !a.Force {
-		return cluster.OutcomeRefused, "", fmt.Errorf("%w: this node still has %d resources; relocate them first, or use --keep-ves to take them out of high availability", errRefused, n)
-	}
-	if err := r.Leave(ctx); err != nil {
+	if err := r.Leave(ctx, ready); err != nil {
 		return cluster.OutcomeRefused, "", err
 	}
 	return cluster.OutcomeOK, "", nil
+}
+
+// mayLeave tells why this node must not leave now, or nil. What is on its way here
+// is nobody's to keep: it is stopped, and its file would go with the repository.
+func (r *session) mayLeave(ctx context.Context, keep bool) error {
+	coming := 0
+	for _, e := range r.Inbox.Pending() {
+		if e.Value.Verb == cluster.VerbTake && (e.Value.State == cluster.ActionClaimed || r.isKnown(e.Value)) {
+			coming++
+		}
+	}
+	if coming > 0 {
+		return fmt.Errorf("%w: %d resources are on their way to this node; wait until they are up, then relocate them or use --keep-ves", errRefused, coming)
+	}
+	l, err := r.Repository.List(ctx, true)
+	if err != nil {
+		return err
+	}
+	if n := len(l.Resources) + len(l.Unparseable); n > 0 && !keep {
+		return fmt.Errorf("%w: this node still has %d resources; relocate them first, or use --keep-ves to take them out of high availability", errRefused, n)
+	}
+	return nil
 }

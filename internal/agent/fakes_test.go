@@ -341,6 +341,7 @@ type site struct {
 	bringing atomic.Bool
 	gap      boottime.Time // last gap in the lease's validity
 	left     atomic.Bool
+	pausing  func() // called while the gate closes for a node that leaves
 }
 
 func newSite(t *testing.T) *site {
@@ -353,6 +354,7 @@ func newSite(t *testing.T) *site {
 			broken: map[cluster.ResourceID]cluster.BrokenReason{}, back: map[cluster.ResourceID]cluster.Resource{}, fail: map[string][]error{},
 		},
 		hv: drivertest.NewFake(), gate: &fakeGate{}, boot: &fakeBoot{}, gap: boottime.Now().Add(-1000 * time.Hour),
+		pausing: func() {},
 	}
 	set, err := hypervisor.NewSet(s.hv)
 	if err != nil {
@@ -364,13 +366,20 @@ func newSite(t *testing.T) *site {
 			return Settings{LockTimeout: time.Hour, ActionTimeout: time.Minute, LockRetryTimeout: time.Hour, ParallelStarts: 2, StartRetries: 1}
 		},
 		Ignored: func(string) bool { return false }, Event: func(cluster.Event) {},
-		Leave: func(context.Context) error { s.left.Store(true); return nil },
-		Log:   zap.NewNop(), Metrics: NewMetrics(prometheus.NewRegistry()),
+		Leave: func(ctx context.Context, ready func(context.Context) error) error {
+			s.pausing()
+			if err := ready(ctx); err != nil {
+				return err
+			}
+			s.left.Store(true)
+			return nil
+		},
+		Log: zap.NewNop(), Metrics: NewMetrics(prometheus.NewRegistry()),
 	}
 	a.Init()
 	s.session = &session{
 		Agent: a, Session: s.Session(), starts: newQueue(), errands: newQueue(), outcomes: make(chan answer, 4096),
-		ended: t.Context().Done(), known: map[string]string{}, busy: map[cluster.ResourceID]int{},
+		ended: t.Context().Done(), known: map[string]string{}, busy: map[cluster.ResourceID]int{}, held: map[cluster.ResourceID]chan struct{}{},
 		stops: map[cluster.ResourceID]stopSeen{}, since: map[string]boottime.Time{},
 	}
 	return s

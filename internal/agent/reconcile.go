@@ -197,7 +197,7 @@ func (r *session) settle(ctx context.Context, res cluster.Resource, v cluster.VE
 	case stopNow:
 		next.Want = cluster.WantStopped
 		delete(r.stops, res.ID)
-	case v.State == cluster.VEStopped && res.Want == cluster.WantUnset && !r.Bringing():
+	case v.State == cluster.VEStopped && res.Want == cluster.WantUnset && res.Waiting == "" && !r.Bringing():
 		next.Want = cluster.WantStopped
 	}
 	if v.Memory != 0 {

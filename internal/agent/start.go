@@ -168,6 +168,11 @@ var errClosed = errors.New("this node may not start anything now: its lease cann
 // once checks all conditions of a start at that moment and starts. started
 // tells whether the hypervisor was asked to.
 func (r *session) once(ctx context.Context, j *job) (o cluster.Outcome, started bool, err error) {
+	done, err := r.alone(ctx, j.id)
+	if err != nil {
+		return "", false, err
+	}
+	defer done()
 	release, err := r.Gate.Hold(r.Incarnation)
 	if err != nil {
 		return "", false, fmt.Errorf("%w: %w", errClosed, err)
@@ -183,7 +188,17 @@ func (r *session) once(ctx context.Context, j *job) (o cluster.Outcome, started 
 	if err != nil {
 		return "", false, err
 	}
+	if j.boot && (!res.ShouldRun() || res.Waiting != "") {
+		return "", false, errNotWanted // it was moved away since the boot, and came back like that
+	}
 	j.kind, j.path = res.Kind, res.Path
+	if j.start && res.Want == cluster.WantUnset {
+		// A file without a word takes the driver's, which is "stopped" until the start
+		// succeeds: if it fails here, the next node must still know that it should run.
+		if err := r.Repository.Update(ctx, r.Incarnation, j.id, func(res *cluster.Resource) { res.Want = cluster.WantRunning }); err != nil {
+			return "", false, err
+		}
+	}
 	r.At("register:before")
 	if err := r.call(ctx, func(ctx context.Context) error { return r.Hypervisor.Register(ctx, res.Kind, res.Path) }); err != nil {
 		return "", false, fmt.Errorf("register %s: %w", res.Path, err)
@@ -211,12 +226,18 @@ func (r *session) once(ctx context.Context, j *job) (o cluster.Outcome, started 
 	return cluster.OutcomeStarted, true, nil
 }
 
-// noteWaiting writes down why a resource that should run does not.
+// noteWaiting writes down why a resource that should run does not, and that it
+// should: a file without a word would take the driver's, and wait for nothing.
 func (r *session) noteWaiting(ctx context.Context, j *job, res cluster.Resource) error {
 	if j.action == nil || j.action.Value.Waiting == res.Waiting {
 		return nil
 	}
-	return r.Repository.Update(ctx, r.Incarnation, j.id, func(res *cluster.Resource) { res.Waiting = j.action.Value.Waiting })
+	return r.Repository.Update(ctx, r.Incarnation, j.id, func(res *cluster.Resource) {
+		res.Waiting = j.action.Value.Waiting
+		if res.Waiting != "" && res.Want == cluster.WantUnset {
+			res.Want = cluster.WantRunning
+		}
+	})
 }
 
 // provenStopped stops a VE by force until it is proven not to run, and returns

@@ -85,8 +85,10 @@ func (a *app) rebind(ctx context.Context, m *membership.Members, etcdCluster uin
 		return err
 	}
 	// Failovers and actions of a backup are over, one way or the other: what is
-	// left of them lies in the pool, where the next master finds it.
-	for _, prefix := range []string{a.keys.Failovers(), a.keys.Actions(), a.keys.Confirms(), a.keys.Brake(), a.keys.Mark()} {
+	// left of them lies in the pool, where the next master finds it. Nobody is alive:
+	// a daemon that found the lease of before still held would resume it, and not be
+	// admitted anew.
+	for _, prefix := range []string{a.keys.Failovers(), a.keys.Actions(), a.keys.Confirms(), a.keys.Brake(), a.keys.Mark(), a.keys.Alives(), a.keys.Recoverings()} {
 		dctx, cancel := context.WithTimeout(ctx, etcd.RequestTimeout)
 		_, err := a.client.Delete(dctx, prefix, clientv3.WithPrefix())
 		cancel()

@@ -31,6 +31,7 @@ func (m *term) apply(ctx context.Context, o Observation, s Step) error {
 		}
 		return err
 	case ActWithdraw:
+		m.prover.end(s.Failover) // first: a method that goes on would cut the power of a node that is back
 		err := m.Ledger.Withdraw(ctx, m.Term, s.Was, s.Now, s.Mod)
 		if err == nil {
 			log.Info("failover withdrawn", zap.String("reason", s.Reason))

@@ -145,6 +145,9 @@ func decideOpen(o *Observation, id cluster.NodeID, brake []cluster.NodeID) (Step
 		return Step{}, false
 	}
 	rg, back := o.Recovering[id]
+	if id == o.Self && !rg.Value.Quiesced {
+		return Step{}, false // it comes in by itself, or another master looks after it
+	}
 	if back {
 		// On its way in. Only one that does not get on is failed over.
 		at, seen := o.RecoveringSince[id]
@@ -214,11 +217,16 @@ func decideUnsealed(o *Observation, f cluster.Versioned[cluster.Failover], brake
 		})
 	}
 	var steps []Step
-	if delay, known := agentDelay(o, id); known {
+	why, stuck := o.Stuck[id]
+	if id.Node == o.Self && (!rg.Value.Quiesced || len(o.Alive) == 0) {
+		// The only node left may be the one that came back: it must not switch itself
+		// off, unless nothing runs on it and there is another one to go on.
+		why, stuck = "it is the master's own, which does not cut its own power; stop shaman-monitor on it, and the next master goes on", true
+	} else if delay, known := agentDelay(o, id); known {
 		steps = append(steps, Step{Do: ActFence, Failover: id, Was: f, Reason: f.Value.Reason, Delay: delay})
 	}
 	phase, reason, command := cluster.PhaseFencing, f.Value.Reason, ""
-	if why, stuck := o.Stuck[id]; stuck {
+	if stuck {
 		phase = cluster.PhaseAwaitingFence
 		reason = "no method could prove that the node is harmless (" + why + "); nothing of it moves until one does"
 		command = "shaman fence confirm " + o.name(id.Node)

@@ -23,7 +23,9 @@ type actionBoard struct {
 	o       *Observation
 	byPool  map[string]map[cluster.ResourceID]cluster.Versioned[cluster.Action] // takes: pool → resource
 	keys    map[string]bool                                                     // node/name of every action that has to stay
+	names   map[cluster.ResourceID][]cluster.NodeID                             // where an action may have that name for long
 	read    map[string]cluster.Versioned[cluster.Action]                        // node/name of operators' finished ones: they may give way
+	kept    map[string]cluster.Versioned[cluster.Action]                        // node/name of finished takes that left a VE waiting
 	given   map[string]cluster.Versioned[cluster.Action]                        // finished give-backs: pool/resource
 	giving  map[string]bool                                                     // give-backs without an outcome: pool/path
 	paths   map[string]int                                                      // how often the pool holds a path
@@ -50,8 +52,8 @@ type placing struct {
 // finds room for what waits.
 func decideActions(o *Observation, place Place) []Step {
 	b := &actionBoard{
-		o: o, byPool: map[string]map[cluster.ResourceID]cluster.Versioned[cluster.Action]{}, keys: map[string]bool{}, read: map[string]cluster.Versioned[cluster.Action]{},
-		given: map[string]cluster.Versioned[cluster.Action]{}, giving: map[string]bool{}, paths: map[string]int{}, pending: map[cluster.NodeID]cluster.Usage{},
+		o: o, byPool: map[string]map[cluster.ResourceID]cluster.Versioned[cluster.Action]{}, keys: map[string]bool{}, names: map[cluster.ResourceID][]cluster.NodeID{}, read: map[string]cluster.Versioned[cluster.Action]{},
+		kept: map[string]cluster.Versioned[cluster.Action]{}, given: map[string]cluster.Versioned[cluster.Action]{}, giving: map[string]bool{}, paths: map[string]int{}, pending: map[cluster.NodeID]cluster.Usage{},
 	}
 	for _, a := range o.Actions {
 		b.sort(a)
@@ -91,8 +93,14 @@ func (b *actionBoard) sort(a cluster.Versioned[cluster.Action]) {
 	if a.Err != nil {
 		return
 	}
+	if v.State != cluster.ActionDone || v.Failover != "" { // an operator's finished one goes soon
+		b.names[v.Resource] = append(b.names[v.Resource], v.Node)
+	}
 	switch v.Verb {
 	case cluster.VerbTake:
+		if v.State == cluster.ActionDone && v.Outcome == cluster.OutcomeRegistered && v.Waiting != "" && !b.loose(v) {
+			b.kept[key] = a
+		}
 		m := b.byPool[v.Pool]
 		if m == nil {
 			m = map[cluster.ResourceID]cluster.Versioned[cluster.Action]{}
@@ -168,6 +176,14 @@ func (b *actionBoard) unexpect(v cluster.Action) {
 	}
 }
 
+// over tells whether an action's node can neither claim it nor answer it any more:
+// that incarnation was taken over, or the node has left the cluster.
+func (b *actionBoard) over(a cluster.Action) bool {
+	_, member := b.o.Nodes[a.Node]
+	_, alive := b.o.Alive[a.Node]
+	return b.o.sealed(a.Node, a.Inc) || !member && !alive
+}
+
 // alive tells whether an action's node is still in the admission that it names.
 func (b *actionBoard) alive(a cluster.Action) bool {
 	e, ok := b.o.Alive[a.Node]
@@ -182,12 +198,11 @@ func (b *actionBoard) swap(old *cluster.Versioned[cluster.Action], next *cluster
 // the pool are decided there.
 func (b *actionBoard) followUp(a cluster.Versioned[cluster.Action]) {
 	v := a.Value
-	taken := b.o.sealed(v.Node, v.Inc)
 	switch {
 	case v.State != cluster.ActionDone:
 		// A claimed one stays until its outcome, or until its node's incarnation is
 		// sealed: the resource is then in that pool directory, or still in this one.
-		if taken && !b.inPool(v) {
+		if b.over(v) && !b.inPool(v) {
 			b.swap(&a, nil)
 		}
 	case v.Outcome == cluster.OutcomeFailed && (v.Verb == cluster.VerbTake || v.Verb == cluster.VerbGiveBack && (v.Failover != "" || v.Attempts > 0)):
@@ -259,8 +274,8 @@ func holds(l cluster.Listing, id cluster.ResourceID) bool {
 func (b *actionBoard) afterFailure(a cluster.Versioned[cluster.Action]) {
 	v := a.Value
 	if !b.alive(v) {
-		if b.o.sealed(v.Node, v.Inc) {
-			b.swap(&a, nil) // the resource is in that node's pool directory
+		if b.over(v) {
+			b.swap(&a, nil) // the resource is in that node's pool directory, or went with it
 		}
 		return
 	}
@@ -290,7 +305,7 @@ const breakPause = 10 * time.Second
 func (b *actionBoard) breakAgain(a cluster.Versioned[cluster.Action]) {
 	done, err := time.Parse(time.RFC3339Nano, a.Value.DoneAt)
 	switch {
-	case b.o.sealed(a.Value.Node, a.Value.Inc):
+	case b.over(a.Value):
 		b.swap(&a, nil)
 	case b.alive(a.Value) && (err != nil || b.o.Clock.Sub(done) > breakPause):
 		next := a.Value
@@ -412,13 +427,18 @@ func (b *actionBoard) replaceable(a cluster.Versioned[cluster.Action]) bool {
 	case cluster.ActionDone:
 		return v.Outcome == cluster.OutcomeSuperseded || v.Outcome == cluster.OutcomeGone || v.Outcome == cluster.OutcomeRefused
 	case cluster.ActionClaimed:
-		return b.o.sealed(v.Node, v.Inc)
+		return b.over(v)
 	case cluster.ActionNew:
 	}
 	if !b.alive(v) {
+		// One whose daemon was stopped on purpose, or that has left, may stay away for
+		// ever without a failover.
 		_, failing := b.o.Failovers[cluster.FailoverID{Node: v.Node, Incarnation: v.Inc}]
-		return failing || b.o.Alive[v.Node].Value.Incarnation > v.Inc
+		return failing || b.over(v) || b.o.Nodes[v.Node].Value.Stopped != cluster.NotStopped || b.o.Alive[v.Node].Value.Incarnation > v.Inc
 	}
 	created, err := time.Parse(time.RFC3339Nano, v.CreatedAt)
-	return err != nil || b.o.Clock.Sub(created) > b.o.ActionTimeout
+	age := b.o.Clock.Sub(created)
+	// One from the future is by a clock that was set since, or another master's: how
+	// old it is nobody knows, and it must not wait until this clock gets there.
+	return err != nil || age > b.o.ActionTimeout || age < -b.o.ActionTimeout
 }

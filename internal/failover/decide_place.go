@@ -35,6 +35,17 @@ func (b *actionBoard) take(pl placing, on cluster.NodeID, start bool, policy, wa
 	})
 }
 
+// taken are the nodes where an action for another resource of this name has to
+// stay, for as long as its failover is open: there is no room for a second one.
+func (b *actionBoard) taken(pl placing) (out []cluster.NodeID) {
+	for _, n := range b.names[pl.res.ID] {
+		if pl.old == nil || pl.old.Value.Node != n || pl.old.Value.Name() != string(pl.res.ID) {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
 // place finds nodes for all that should run, and sends the rest to the master's node.
 func (b *actionBoard) place(place Place) {
 	if len(b.toPlace) == 0 {
@@ -46,7 +57,7 @@ func (b *actionBoard) place(place Place) {
 		switch {
 		case !pl.res.ShouldRun():
 			b.keep(pl, "", "it should not run; registered and left stopped")
-		case pl.want != "" && b.fits(place, pl):
+		case pl.want != "" && !slices.Contains(b.taken(pl), pl.want) && b.fits(place, pl):
 			b.take(pl, pl.want, true, "operator", "", "asked for by an operator")
 		default:
 			// Two resources of one name from different pools: the second one waits a round.
@@ -57,7 +68,7 @@ func (b *actionBoard) place(place Place) {
 			r := pl.res
 			r.Owner = pl.pool.Node
 			req.Resources = append(req.Resources, r)
-			req.Avoid[r.ID] = pl.tried
+			req.Avoid[r.ID] = slices.Concat(pl.tried, b.taken(pl))
 		}
 	}
 	placed := place(req)
@@ -125,9 +136,9 @@ func (b *actionBoard) keep(pl placing, waiting, why string) {
 		return 3
 	}
 	var best *cluster.Node
-	nodes := b.viewOnce().Nodes
+	nodes, taken := b.viewOnce().Nodes, b.taken(pl)
 	for i, n := range nodes {
-		holds := n.Liveness == cluster.Active && len(n.Flags) == 0 && n.Mount == cluster.MountOK && slices.Contains(n.Kinds, pl.res.Kind)
+		holds := n.Liveness == cluster.Active && len(n.Flags) == 0 && n.Mount == cluster.MountOK && slices.Contains(n.Kinds, pl.res.Kind) && !slices.Contains(taken, n.ID)
 		if holds && (best == nil || rank(n) < rank(*best)) {
 			best = &nodes[i]
 		}
@@ -169,7 +180,11 @@ func (b *actionBoard) waiting(place Place) {
 		if len(b.o.Paths[r.Path]) > 1 || b.paths[r.Path] > 0 || runs && on != r.Owner {
 			continue // it may run elsewhere: held, like a duplicate in the pool
 		}
-		if _, alive := b.o.Alive[r.Owner]; alive && r.ShouldRun() && !b.keys[string(r.Owner)+"/"+string(r.ID)] && !b.o.sealed(r.Owner, b.o.Alive[r.Owner].Value.Incarnation) {
+		// The action that brought it there stays while its failover is open, and must
+		// not keep it waiting for as long as something else is held.
+		key := string(r.Owner) + "/" + string(r.ID)
+		_, kept := b.kept[key]
+		if _, alive := b.o.Alive[r.Owner]; alive && r.ShouldRun() && (!b.keys[key] || kept) && !b.o.sealed(r.Owner, b.o.Alive[r.Owner].Value.Incarnation) {
 			rs = append(rs, r)
 		}
 	}
@@ -198,8 +213,13 @@ func (b *actionBoard) waiting(place Place) {
 		} else {
 			a.Verb, a.To, a.Reason = cluster.VerbGiveBack, p.To, "there is room on "+b.o.name(p.To)+" now: "+p.Reason
 		}
-		b.keys[string(r.Owner)+"/"+string(r.ID)] = true
+		key := string(r.Owner) + "/" + string(r.ID)
+		b.keys[key] = true
 		b.expect(p.To, r.Kind, r.Memory, 1)
+		if old, there := b.kept[key]; there {
+			b.swap(&old, &a)
+			continue
+		}
 		b.swap(nil, &a)
 	}
 }

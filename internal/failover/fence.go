@@ -140,6 +140,16 @@ func (p *prover) state(wanted map[cluster.FailoverID]bool) (map[cluster.Failover
 	return proofs, stuck
 }
 
+// end ends the methods of one failover.
+func (p *prover) end(id cluster.FailoverID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if run := p.runs[id]; run != nil {
+		run.cancel()
+		delete(p.runs, id)
+	}
+}
+
 // stop ends all methods and waits for them.
 func (p *prover) stop() {
 	p.mu.Lock()

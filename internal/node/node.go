@@ -113,6 +113,7 @@ type Node struct {
 
 	mu       sync.Mutex
 	admitted *Admitted
+	left     bool // the repository of this admission goes by its own hand
 }
 
 var (
@@ -138,6 +139,18 @@ func (n *Node) setAdmitted(a *Admitted) {
 	n.mu.Lock()
 	n.admitted = a
 	n.mu.Unlock()
+}
+
+func (n *Node) setLeft(left bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.left = left
+}
+
+func (n *Node) hasLeft() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.left
 }
 
 // Run lives until the context ends or the node leaves (ErrLeft): lease,
@@ -171,6 +184,13 @@ func (n *Node) obtain(ctx context.Context) (l Lease, resumed bool, err error) {
 		former := n.State.get().Lease
 		if former != 0 {
 			l, err = n.Resume(ctx, former)
+			if err == nil && n.State.quiesced() {
+				// That admission is over, and must not be kept up: as long as its alive key
+				// is held, no failover of it can open, and its VEs stay down.
+				if err = l.Revoke(ctx); err == nil {
+					err = ErrLeaseGone
+				}
+			}
 			if err == nil {
 				return l, true, nil
 			}
@@ -251,6 +271,7 @@ func (n *Node) stillAdmitted(ctx context.Context, l Lease) (Admitted, bool) {
 func (n *Node) active(ctx context.Context, a Admitted) error {
 	n.Gate.Open(a.Incarnation)
 	n.Heart.Tell(a.Incarnation, false)
+	n.setLeft(false)
 	n.setAdmitted(&a)
 	n.OnAdmit(a)
 	n.Status(fmt.Sprintf("Active, incarnation %d", a.Incarnation))
@@ -282,7 +303,8 @@ func (n *Node) guard(ctx context.Context, a Admitted, endWork context.CancelCaus
 		var reason error
 		if err := n.Heart.Foreign(); err != nil {
 			reason = fmt.Errorf("duplicate-host-id: %w; two machines use host id %s: give one of them another HOST_ID", err, n.Self)
-		} else if err := n.Mount.MustOwn(ctx, n.Self, a.Incarnation); errors.Is(err, cluster.ErrSealed) {
+		} else if err := n.Mount.MustOwn(ctx, n.Self, a.Incarnation); errors.Is(err, cluster.ErrSealed) && !n.hasLeft() {
+			// One that was removed by a node that left is no seal: its VEs go on.
 			reason = err
 		}
 		if reason != nil && ctx.Err() == nil {

@@ -222,9 +222,11 @@ func TestQuiesceStopsWhatHasAResource(t *testing.T) {
 	}
 }
 
+func anytime(context.Context) error { return nil }
+
 func TestLeave(t *testing.T) {
 	s := newSite(t)
-	if err := s.Leave(t.Context()); err == nil {
+	if err := s.Leave(t.Context(), anytime); err == nil {
 		t.Error("a node that is not admitted left")
 	}
 	s.setAdmitted(&Admitted{Incarnation: 3, Lease: s.lease})
@@ -242,18 +244,18 @@ func TestLeave(t *testing.T) {
 			t.Error("the gate is open while the node leaves")
 		}
 	}
-	if err := s.Leave(t.Context()); err == nil || hold() != nil || s.tr.String() != "leave" {
+	if err := s.Leave(t.Context(), anytime); err == nil || hold() != nil || s.tr.String() != "leave" {
 		t.Errorf("Leave = %v, gate %v, steps %q; want to go on as before", err, hold(), s.tr)
 	}
 	s.members.onLeave = func() { _ = s.quiesce(t.Context(), 3, s.lease, errReason) }
-	if err := s.Leave(t.Context()); err == nil || hold() == nil {
+	if err := s.Leave(t.Context(), anytime); err == nil || hold() == nil {
 		t.Errorf("Leave = %v, gate %v; a gate that a quiesce closed meanwhile was opened", err, hold())
 	}
 	s.members.onLeave, s.members.leaveErr = nil, nil
 	s.Gate.Open(3)
 	s.tr.steps = nil
 	must(t, s.State.update(func(m *memory) { m.Lease, m.Starts = 9, []cluster.ResourceID{"ct-a"} }))
-	must(t, s.Leave(t.Context()))
+	must(t, s.Leave(t.Context(), anytime))
 	if mem := s.State.get(); mem.Lease != 0 || len(mem.Starts) > 0 || s.tr.String() != "leave, remove" || hold() == nil {
 		t.Errorf("memory %+v, steps %q, gate %v; want it forgotten, the repository gone, the gate closed", mem, s.tr, hold())
 	}

@@ -65,6 +65,9 @@ func (n *Node) step(ctx context.Context, l Lease) (rec cluster.RecoveringRecord,
 		return rec, a, errWait{"waiting for the mount: " + fmt.Sprint(err)}
 	}
 	newBoot := known.BootID != n.BootID
+	// A new boot of the same machine proves that the one before is over. One of
+	// another machine (a disk that was moved, or copied) proves nothing.
+	moved := newBoot && known.HardwareID != "" && known.HardwareID != n.HardwareID
 	rec.Clean, err = n.prepare(ctx, newBoot)
 	if err != nil {
 		return rec, a, err
@@ -79,9 +82,13 @@ func (n *Node) step(ctx context.Context, l Lease) (rec cluster.RecoveringRecord,
 			continue
 		}
 		// All else is done: say so, unless it is too late to turn back.
-		rec.NotQuiesced = !rec.Quiesced && f.Value.Proof == ""
+		rec.NotQuiesced = !rec.Quiesced && f.Value.Proof == "" && !moved
 		why := "the master to withdraw it"
-		if !rec.NotQuiesced {
+		switch {
+		case rec.NotQuiesced:
+		case moved && f.Value.Proof == "":
+			why = n.otherMachine(known)
+		default:
 			why = "the master to take the repository over"
 		}
 		return rec, a, errWait{fmt.Sprintf("failover %s of this node is in phase %s; waiting for %s", f.Value.ID(), f.Value.Phase, why)}
@@ -90,6 +97,9 @@ func (n *Node) step(ctx context.Context, l Lease) (rec cluster.RecoveringRecord,
 	if err != nil {
 		return rec, a, err
 	}
+	if moved && inc == known.Incarnation {
+		return rec, a, errWait{"waiting for " + n.otherMachine(known)}
+	}
 	if fresh {
 		if err := n.Mount.CreateRepository(ctx, n.Self, inc); err != nil {
 			return rec, a, err
@@ -97,6 +107,11 @@ func (n *Node) step(ctx context.Context, l Lease) (rec cluster.RecoveringRecord,
 	}
 	a, err = n.admit(ctx, l, known, inc, newBoot)
 	return rec, a, err
+}
+
+// otherMachine says what a node waits for whose host id another machine had.
+func (n *Node) otherMachine(known cluster.NodeRecord) string {
+	return fmt.Sprintf("a proof that the machine which had this host id before (hardware %s; this one is %s) is off. If it is off for good, set HARDWARE_ID=%[1]s in this node's configuration and restart shaman-monitor; if both are in use, give this one another HOST_ID", known.HardwareID, n.HardwareID)
 }
 
 // incarnation returns the one to come in with; fresh: its repository has to be made.

@@ -86,6 +86,12 @@ func (s *State) update(change func(*memory)) error {
 // Pending returns what is still to be started after this boot.
 func (s *State) Pending() []cluster.ResourceID { return s.get().Starts }
 
+// quiesced tells whether the last admission ended with everything stopped.
+func (s *State) quiesced() bool {
+	m := s.get()
+	return m.Incarnation != 0 && m.Closed >= m.Incarnation
+}
+
 // Done takes a resource off that list: its outcome is known.
 func (s *State) Done(id cluster.ResourceID) error {
 	return s.update(func(m *memory) {

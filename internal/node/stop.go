@@ -39,14 +39,18 @@ func (n *Node) Retire(ctx context.Context, l Lease) (done bool, err error) {
 	return true, l.Revoke(ctx)
 }
 
-// Leave ends the membership of this node. Resources that are left are taken out
-// of high availability, which the caller has made sure is wanted; their VEs go on.
-func (n *Node) Leave(ctx context.Context) error {
+// Leave ends the membership of this node, unless ready objects: it is asked when
+// the gate is closed, so that what it sees stays so. Resources that are left are
+// taken out of high availability; their VEs go on.
+func (n *Node) Leave(ctx context.Context, ready func(context.Context) error) error {
 	a := n.Admitted()
 	if a == nil {
 		return errors.New("leave: this node is not admitted")
 	}
 	reopen, err := n.Gate.Pause(ctx)
+	if err == nil {
+		err = ready(ctx)
+	}
 	if err == nil {
 		err = n.Members.Leave(ctx, n.Self, a.Lease.ID())
 	}
@@ -56,6 +60,7 @@ func (n *Node) Leave(ctx context.Context) error {
 		}
 		return fmt.Errorf("leave: %w", err)
 	}
+	n.setLeft(true)
 	n.Event(cluster.Event{Kind: "left", Subject: n.Self, Message: "left the cluster"})
 	if err := n.State.update(func(m *memory) { m.Lease, m.Starts = 0, nil }); err != nil {
 		n.Log.Warn("cannot clear the state of this boot", zap.Error(err))

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 
@@ -222,8 +223,17 @@ func (s *Store) PrepareNode(ctx context.Context, n cluster.NodeID, inc cluster.I
 
 // RemoveRepository deletes the files of a node that left with its VEs kept, or
 // without any. Its directory stays: the slots' names may be cached elsewhere.
+// It is gone with the first step: the node may be joined again meanwhile, and
+// must find the whole of it or nothing.
 func (s *Store) RemoveRepository(ctx context.Context, n cluster.NodeID) error {
 	return s.do(ctx, "remove the repository of "+string(n), func() error {
-		return os.RemoveAll(s.RepositoryDir(n))
+		going := filepath.Join(s.nodeDir(n), fmt.Sprintf(".left.%08x", rand.Uint32()))
+		if err := s.move(s.RepositoryDir(n), going); err != nil {
+			if errors.Is(err, errNowhere) {
+				return nil
+			}
+			return err
+		}
+		return errors.Join(syncDir(s.nodeDir(n)), os.RemoveAll(going))
 	})
 }
