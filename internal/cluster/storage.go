@@ -70,6 +70,34 @@ type Heartbeat struct {
 	Clean bool        `json:"clean"` // nothing of the repository runs, autostart off, no job queued
 }
 
+// Order is what a master writes into a node's order slot ("stop everything, for
+// this failover"), and the node into its answer slot once that is done. Failover
+// and serial keep the answer to one order from being taken for that to another.
+type Order struct {
+	V        int         `json:"v"`
+	Failover string      `json:"failover"` // "<host>.<inc>"
+	Inc      Incarnation `json:"inc"`
+	Serial   int64       `json:"serial"` // of the failover
+	State    OrderState  `json:"state"`
+}
+
+// OrderState tells an order from its answer.
+type OrderState string
+
+// An order is answered only after everything was stopped.
+const (
+	Ordered  OrderState = "ordered"
+	Quiesced OrderState = "quiesced"
+)
+
+// FenceTarget is the node that is to be proven harmless, and for which failover.
+type FenceTarget struct {
+	Node     NodeID
+	Name     string
+	Failover FailoverID
+	Serial   int64
+}
+
 // Opening is what was observed of a node when its failover is to be opened.
 type Opening struct {
 	Failover      Failover

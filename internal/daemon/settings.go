@@ -8,6 +8,7 @@ import (
 	"github.com/shaman-ha/shaman/internal/node"
 
 	"encoding/json"
+	"maps"
 	"slices"
 
 	"go.uber.org/zap"
@@ -26,6 +27,11 @@ func (m *member) reload() {
 	}
 	if err := m.adopt(set); err != nil {
 		m.Logger.Error("a change of the configuration was not taken over", zap.Error(err))
+		return
+	}
+	if !maps.Equal(set, m.known.Config) {
+		m.known.Config = set
+		m.keep(m.known)
 	}
 }
 

@@ -213,10 +213,7 @@ func decideUnsealed(o *Observation, f cluster.Versioned[cluster.Failover], brake
 			n.FencedAt = o.Clock.UTC().Format(time.RFC3339Nano)
 		})
 	}
-	var steps []Step
-	if delay, known := agentDelay(o, id); known {
-		steps = append(steps, Step{Do: ActFence, Failover: id, Was: f, Reason: f.Value.Reason, Delay: delay})
-	}
+	steps := []Step{{Do: ActFence, Failover: id, Was: f, Reason: f.Value.Reason, Delay: agentDelay(o, id)}}
 	phase, reason, command := cluster.PhaseFencing, f.Value.Reason, ""
 	if why, stuck := o.Stuck[id]; stuck {
 		phase = cluster.PhaseAwaitingFence
@@ -239,18 +236,13 @@ func decideUnsealed(o *Observation, f cluster.Versioned[cluster.Failover], brake
 }
 
 // agentDelay keeps agents from cutting a node in the middle of its own quiesce.
-// While nobody has watched its heartbeat for long enough it is not known, for
-// that same time at most: whether the node still lives decides what to do.
-func agentDelay(o *Observation, id cluster.FailoverID) (delay time.Duration, known bool) {
-	left := max(0, o.StopBudget+time.Second-o.Now.Sub(o.OpenSince[id]))
-	switch o.Pulses[id.Node] {
-	case PulseBeats:
-		return left, true
-	case PulseUnknown:
-		return 0, left == 0
-	case PulseSilent:
+// It holds while the node may live: its heartbeat goes on, or has not been
+// watched for long enough to tell.
+func agentDelay(o *Observation, id cluster.FailoverID) time.Duration {
+	if o.Pulses[id.Node] == PulseSilent {
+		return 0
 	}
-	return 0, true
+	return max(0, o.StopBudget+time.Second-o.Now.Sub(o.OpenSince[id]))
 }
 
 // manual is the method that rests on an operator's word.
