@@ -1,5 +1,7 @@
 package cluster
 
+import "time"
+
 // Versioned is a value of etcd with the revisions at which it was read: who
 // acts on it compares them in the transaction.
 type Versioned[T any] struct {
@@ -123,4 +125,6 @@ type Admission struct {
 	HardwareID  string
 	Name        string
 	Address     string
+	At          time.Time // by the node's own clock
+	CrashLimit  int       // NODE_CRASH_PER_HOUR_THRESHOLD; 0 = crashes are not counted
 }

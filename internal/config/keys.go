@@ -68,7 +68,7 @@ var clusterKeys = []Key{
 	{"LEASE_LOST_ACTION", "reboot", "reboot or none (crash and halt mean reboot)", "What a node does after it was ordered to stop everything. This version does nothing more: the node waits to be let in again."},
 	{"POOL_CHECK_TIMEOUT", "30s", durations, "How often the whole pool, and what waits for room, is looked at."},
 	{"RELOCATION_SKIP_THRESHOLD", "", "a whole number of at least 2", "With that many nodes lost at once nothing more is taken over. 3 if not set, 2 in clusters of 3."},
-	{"NODE_CRASH_PER_HOUR_THRESHOLD", "3", count, "A node that crashes that often in an hour is suspended; 0 = never. This version does not count."},
+	{"NODE_CRASH_PER_HOUR_THRESHOLD", "3", count, "A node that crashes that often in an hour is suspended when it comes back; 0 = never."},
 	{"RESOURCE_RELOCATION_MODE", "drs,round-robin", "drs, round-robin, spare, joined by commas", "The relocation policies, in order."},
 	{"MAX_PARALLEL_STARTS", "4", "a whole number from 1 to 256", "Starts at the same time on one node. Taken over at the next admission."},
 	{"START_RETRIES", "1", count, "How often a failed start is tried again on the same node."},

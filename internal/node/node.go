@@ -78,6 +78,7 @@ type Settings struct {
 	Timing        cluster.Timing
 	StopBudget    time.Duration
 	ActionTimeout time.Duration
+	CrashLimit    int // NODE_CRASH_PER_HOUR_THRESHOLD
 }
 
 // Node is this node.

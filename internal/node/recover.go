@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/shaman-ha/shaman/internal/boottime"
 	"github.com/shaman-ha/shaman/internal/cluster"
@@ -235,6 +236,7 @@ func (n *Node) admit(ctx context.Context, l Lease, known cluster.NodeRecord, inc
 	serial, err := n.Members.Admit(ctx, cluster.Admission{
 		Node: n.Self, Incarnation: inc, Lease: l.ID(), Former: former,
 		Alive: n.aliveRecord(a), BootID: n.BootID, HardwareID: n.HardwareID, Name: n.Name, Address: n.Address,
+		At: time.Now(), CrashLimit: n.Settings().CrashLimit,
 	})
 	switch {
 	case errors.Is(err, cluster.ErrOtherHolder):
