@@ -372,10 +372,10 @@ func TestADaemonThatIsRestartedWhileIsolatedObeys(t *testing.T) {
 	c := start(t, nil)
 	_, others := c.master()
 	victim := others[0]
+	c.must(c.BreakFencing(victim, true)) // so that only its own answer can be the proof
 	c.must(c.SetCut(victim, lab.Cut{Etcd: "error"}))
 	c.must(c.CrashMonitor(victim))
 	c.waitStat("a failover of it", func(s stat) bool { return s.phase(victim, 1) != "" })
-	c.must(c.BreakFencing(victim, true)) // so that only its own answer can be the proof
 	c.must(c.Start(victim))
 	c.waitDone(victim, 1)
 	c.waitRunning()
