@@ -122,6 +122,24 @@ func (a *app) suspendCmd() *cobra.Command {
 	return c
 }
 
+func (a *app) maintenanceCmd() *cobra.Command {
+	return &cobra.Command{Use: "maintenance on|off [NODE]", Short: "Keep a node from getting new VEs while it is worked on", Args: cobra.RangeArgs(1, 2),
+		Long: "Keep a node from getting new VEs while it is worked on. What runs on it goes on, and fails over like any other; 'shaman relocate' moves it away.",
+		RunE: func(c *cobra.Command, args []string) error {
+			on := args[0] == "on"
+			if !on && args[0] != "off" {
+				return fail(exitUsage, "maintenance %q is not allowed; want on or off", args[0])
+			}
+			return a.changeNode(c.Context(), args[1:], func(n cluster.Node, rec *cluster.NodeRecord) error {
+				if rec.Maintenance == on {
+					return fail(exitState, "maintenance of node %s is %s already", n.Name, args[0])
+				}
+				rec.Maintenance = on
+				return nil
+			})
+		}}
+}
+
 func (a *app) resumeCmd() *cobra.Command {
 	var token string
 	c := &cobra.Command{Use: "resume [NODE]", Short: "Take a suspension back", Args: cobra.MaximumNArgs(1),

@@ -32,6 +32,7 @@ type NodeRecord struct {
 	CPUPool       string         `json:"cpu_pool,omitempty"`
 	Maintenance   bool           `json:"maintenance,omitempty"`
 	SuspendTokens []SuspendToken `json:"suspend_tokens,omitempty"`
+	Crashes       []string       `json:"crashes,omitempty"` // of the last hour, RFC 3339
 	Stopped       StopKind       `json:"stopped,omitempty"`
 	StoppedAt     string         `json:"stopped_at,omitempty"` // RFC 3339
 	Watchdog      Watchdog       `json:"watchdog,omitzero"`
@@ -66,6 +67,26 @@ func (n NodeRecord) Flags() []Flag {
 		out = append(out, Suspended)
 	}
 	return out
+}
+
+// CrashToken is the suspension of a node that crashes again and again.
+const CrashToken = "node_crash_per_hour_threshold"
+
+// NoteCrash counts a crash of this node, and suspends it if that is the limit-th
+// within an hour (limit 0: never). An operator resumes it.
+func (n *NodeRecord) NoteCrash(at time.Time, limit int) {
+	n.Crashes = append(slices.DeleteFunc(n.Crashes, func(s string) bool {
+		t, err := time.Parse(time.RFC3339, s)
+		return err != nil || at.Sub(t) >= time.Hour
+	}), at.UTC().Format(time.RFC3339))
+	suspended := slices.ContainsFunc(n.SuspendTokens, func(t SuspendToken) bool { return t.ID == CrashToken })
+	if limit == 0 || len(n.Crashes) < limit || suspended {
+		return
+	}
+	n.SuspendTokens = append(n.SuspendTokens, SuspendToken{
+		ID: CrashToken, Timestamp: at.UTC().Format(time.RFC3339Nano),
+		Description: fmt.Sprintf("crashed %d times within an hour (NODE_CRASH_PER_HOUR_THRESHOLD); find out why, then run 'shaman resume %s --token %s'", len(n.Crashes), n.Name, CrashToken),
+	})
 }
 
 // AliveRecord is alive/<host_id>, under the node's lease.

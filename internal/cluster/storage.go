@@ -1,5 +1,7 @@
 package cluster
 
+import "time"
+
 // Versioned is a value of etcd with the revisions at which it was read: who
 // acts on it compares them in the transaction.
 type Versioned[T any] struct {
@@ -70,6 +72,34 @@ type Heartbeat struct {
 	Clean bool        `json:"clean"` // nothing of the repository runs, autostart off, no job queued
 }
 
+// Order is what a master writes into a node's order slot ("stop everything, for
+// this failover"), and the node into its answer slot once that is done. Failover
+// and serial keep the answer to one order from being taken for that to another.
+type Order struct {
+	V        int         `json:"v"`
+	Failover string      `json:"failover"` // "<host>.<inc>"
+	Inc      Incarnation `json:"inc"`
+	Serial   int64       `json:"serial"` // of the failover
+	State    OrderState  `json:"state"`
+}
+
+// OrderState tells an order from its answer.
+type OrderState string
+
+// An order is answered only after everything was stopped.
+const (
+	Ordered  OrderState = "ordered"
+	Quiesced OrderState = "quiesced"
+)
+
+// FenceTarget is the node that is to be proven harmless, and for which failover.
+type FenceTarget struct {
+	Node     NodeID
+	Name     string
+	Failover FailoverID
+	Serial   int64
+}
+
 // Opening is what was observed of a node when its failover is to be opened.
 type Opening struct {
 	Failover      Failover
@@ -95,4 +125,6 @@ type Admission struct {
 	HardwareID  string
 	Name        string
 	Address     string
+	At          time.Time // by the node's own clock
+	CrashLimit  int       // NODE_CRASH_PER_HOUR_THRESHOLD; 0 = crashes are not counted
 }

@@ -71,8 +71,8 @@ func liveness(f Facts, id NodeID, rec NodeRecord) Liveness {
 		return Fenced
 	case rec.Stopped == StopDown:
 		return Down
-	case rec.Stopped == StopInactive:
-		return Inactive
+	case rec.Stopped == StopInactive, rec.BootID == "":
+		return Inactive // stopped, or joined and never started
 	case f.Beating[id]:
 		return Isolated
 	}

@@ -44,6 +44,7 @@ func TestLiveness(t *testing.T) {
 		recovering bool
 		beating    bool
 		stopped    StopKind
+		never      bool
 		failovers  []Failover
 		want       Liveness
 	}{
@@ -51,6 +52,7 @@ func TestLiveness(t *testing.T) {
 		{name: "its lease is there, and so are the books of its last failover", alive: true, failovers: []Failover{failover(3, PhaseDone, Crashed)}, want: Active},
 		{name: "no lease, and the heartbeat goes on", beating: true, want: Isolated},
 		{name: "no lease and no heartbeat", want: Crashed},
+		{name: "joined, and its daemon was never started", never: true, want: Inactive},
 		{name: "no method could prove it harmless", failovers: []Failover{failover(3, PhaseAwaitingFence, Isolated)}, beating: true, want: AwaitingFence},
 		{name: "nothing hides that a fence is awaited", failovers: []Failover{failover(3, PhaseAwaitingFence, Crashed)}, recovering: true, stopped: StopInactive, want: AwaitingFence},
 		{name: "the master's word counts while its failover is open", failovers: []Failover{failover(3, PhaseFencing, Isolated)}, want: Isolated},
@@ -70,8 +72,12 @@ func TestLiveness(t *testing.T) {
 		{name: "back after a clean stop", stopped: StopInactive, recovering: true, want: Recovering},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			boot := "boot"
+			if tt.never {
+				boot = ""
+			}
 			f := Facts{
-				Nodes:     map[NodeID]NodeRecord{n1: {Name: "node1", Incarnation: 3, Stopped: tt.stopped}},
+				Nodes:     map[NodeID]NodeRecord{n1: {Name: "node1", Incarnation: 3, BootID: boot, Stopped: tt.stopped}},
 				Failovers: tt.failovers,
 				Beating:   map[NodeID]bool{n1: tt.beating},
 			}
@@ -94,8 +100,8 @@ func TestNewViewJoinsWhatIsKnownOfANode(t *testing.T) {
 	got := NewView(Facts{
 		At: at, Master: n1, Epoch: 57,
 		Nodes: map[NodeID]NodeRecord{
-			n1: {Name: "node1", Address: "10.0.0.1", Incarnation: 3, Roles: []Role{"CT"}, Maintenance: true},
-			n2: {Name: "node2", Incarnation: 1, SuspendTokens: token},
+			n1: {Name: "node1", Address: "10.0.0.1", Incarnation: 3, BootID: "b", Roles: []Role{"CT"}, Maintenance: true},
+			n2: {Name: "node2", Incarnation: 1, BootID: "b", SuspendTokens: token},
 		},
 		Alive: map[NodeID]AliveRecord{
 			n1:                 {Mount: MountOK, Kinds: []Kind{KindCT}, Capacity: Capacity{Memory: 64}, Usage: Usage{Memory: 5}, Resources: map[Kind]int{KindCT: 4}},

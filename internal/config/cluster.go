@@ -224,7 +224,8 @@ func (c Cluster) budget() []string {
 	return []string{
 		fmt.Sprintf("# a lost node is noticed %s after its last renewal at the latest (an etcd leader change can add %s)", lost, t.Lease+4*time.Second),
 		fmt.Sprintf("# validity: a lease is acted on for %s after a renewal was sent", t.Lease-t.Margin),
-		fmt.Sprintf("# proof by agent: %s, plus the time of the power switch (at most 40s)", lost),
+		fmt.Sprintf("# proof by storage, of a node that lives and has lost etcd: %s, plus the time to stop its VEs (STOP_BUDGET, %s, at most)", lost, c.StopBudget),
+		fmt.Sprintf("# proof by agent: %s, plus the time of the power switch (at most 40s); %s later for a node whose heartbeat goes on", lost, c.StopBudget+time.Second),
 		fmt.Sprintf("# proof by rebooted: %s, once the node's new boot has answered", lost),
 		fmt.Sprintf("# proof by watchdog: %s (not in this version)", lost+c.WatchdogProof()),
 		"# proof by manual: when an operator runs 'shaman fence confirm'",

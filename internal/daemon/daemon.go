@@ -136,6 +136,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 			if !errors.Is(err, node.ErrLeft) {
 				return err
 			}
+			_ = os.Remove(d.introductionFile()) // a node that is no member has to ask anew
 			d.Logger.Info("this node left the cluster; waiting to be joined again")
 		}
 	})

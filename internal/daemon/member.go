@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -33,6 +32,7 @@ import (
 // member is this daemon while its node is joined.
 type member struct {
 	*Daemon
+	known         introduction
 	name, address string
 	contact       *resources.Contact
 	members       *membership.Members
@@ -62,39 +62,32 @@ type member struct {
 
 // membership lives from being joined to leaving (node.ErrLeft) or the end of the context.
 func (d *Daemon) membership(ctx context.Context) error {
-	m := &member{Daemon: d, asked: make(chan struct{}, 1), begun: time.Now(), ignored: map[string]bool{}}
-	members := membership.New(d.client, d.keys, d.Logger, func() {})
-	var rec cluster.NodeRecord
-	if err := d.waitFor(ctx, "etcd, or to be joined", func() (err error) {
-		rec, _, err = members.Get(ctx, d.host)
-		return etcd.Explain(err)
-	}); err != nil {
+	known, err := d.introduce(ctx)
+	if err != nil {
 		return err
 	}
-	store := config.NewStore(d.client, d.keys)
+	m := &member{Daemon: d, known: known, asked: make(chan struct{}, 1), begun: time.Now(), ignored: map[string]bool{}}
 	if err := d.waitFor(ctx, "the cluster-wide configuration", func() error {
-		set, err := store.Get(ctx)
-		if err != nil {
-			return etcd.Explain(err)
-		}
-		return m.adopt(set)
-	}); err != nil {
-		return err
-	}
-	if err := d.waitFor(ctx, "the mount", func() error {
-		uuid, etcdCluster, err := members.MountUUID(ctx)
-		if err != nil {
-			return etcd.Explain(err)
-		}
-		m.contact, err = d.store.Connect(ctx, d.Local.ClusterName, etcdCluster)
-		if err == nil && uuid != "" && m.contact.UUID() != uuid {
-			err = fmt.Errorf("the file system at CLUSTER_MOUNT %s has uuid %s, the cluster lives on %s: %w; mount the right one", d.Local.ClusterMount, m.contact.UUID(), uuid, resources.ErrOtherCluster)
+		err := m.adopt(m.known.Config)
+		if err != nil { // perhaps an operator has mended it meanwhile
+			if next, aerr := d.ask(ctx, membership.New(d.client, d.keys, d.Logger, func() {})); aerr == nil {
+				m.known = next
+			}
 		}
 		return err
 	}); err != nil {
 		return err
 	}
-	m.name, m.address = rec.Name, rec.Address
+	if err := d.waitFor(ctx, "the mount", func() (err error) {
+		m.contact, err = d.store.Connect(ctx, d.Local.ClusterName, known.EtcdCluster)
+		if err == nil && known.MountUUID != "" && m.contact.UUID() != known.MountUUID {
+			err = fmt.Errorf("the file system at CLUSTER_MOUNT %s has uuid %s, the cluster lives on %s: %w; mount the right one", d.Local.ClusterMount, m.contact.UUID(), known.MountUUID, resources.ErrOtherCluster)
+		}
+		return err
+	}); err != nil {
+		return err
+	}
+	m.name, m.address = known.Name, known.Address
 	m.loadIgnored()
 	if err := m.build(); err != nil {
 		return err
@@ -171,7 +164,7 @@ func (m *member) buildNode() error {
 	if err := m.state.AddNonce(m.nonce); err != nil {
 		return err
 	}
-	m.heart = node.NewHeart(func(ctx context.Context, hb cluster.Heartbeat, former []string, deadline time.Duration) error {
+	m.heart = node.NewHeart(func(ctx context.Context, hb cluster.Heartbeat, former []string, deadline time.Duration) (cluster.Order, error) {
 		return m.store.Probe(ctx, hb, former, m.contact, deadline)
 	}, func(ctx context.Context, deadline time.Duration) (cluster.Heartbeat, error) {
 		return m.store.ReadHeartbeat(ctx, m.host, deadline)
@@ -373,9 +366,19 @@ func (m *member) publishedBrake() *cluster.Brake {
 }
 
 func (m *member) methods() []failover.Method {
+	// rebooted and manual need nobody to run them: the engine sees them in etcd.
+	known := map[string]failover.Method{
+		"storage": &fencing.Storage{
+			Slots: m.store, Timing: m.timing, Budget: func() time.Duration { return m.settings.Load().StopBudget },
+			Beats: func(n cluster.NodeID) bool { return m.pulses.Of(n) != failover.PulseSilent },
+		},
+		"agent": &fencing.Agent{Dir: m.Local.FenceDir, NotApplicable: failover.ErrNotApplicable},
+	}
 	var out []failover.Method
-	if slices.Contains(m.settings.Load().FenceMethods, "agent") {
-		out = append(out, &fencing.Agent{Dir: m.Local.FenceDir, NotApplicable: failover.ErrNotApplicable})
+	for _, word := range m.settings.Load().FenceMethods {
+		if method, ok := known[word]; ok {
+			out = append(out, method)
+		}
 	}
 	return out
 }

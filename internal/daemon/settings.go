@@ -8,6 +8,7 @@ import (
 	"github.com/shaman-ha/shaman/internal/node"
 
 	"encoding/json"
+	"maps"
 	"slices"
 
 	"go.uber.org/zap"
@@ -26,6 +27,11 @@ func (m *member) reload() {
 	}
 	if err := m.adopt(set); err != nil {
 		m.Logger.Error("a change of the configuration was not taken over", zap.Error(err))
+		return
+	}
+	if !maps.Equal(set, m.known.Config) {
+		m.known.Config = set
+		m.keep(m.known)
 	}
 }
 
@@ -41,7 +47,7 @@ func (m *member) agentSettings() agent.Settings {
 
 func (m *member) nodeSettings() node.Settings {
 	c := m.settings.Load()
-	return node.Settings{Timing: c.Timing(), StopBudget: c.StopBudget, ActionTimeout: c.ActionTimeout}
+	return node.Settings{Timing: c.Timing(), StopBudget: c.StopBudget, ActionTimeout: c.ActionTimeout, CrashLimit: c.NodeCrashThreshold}
 }
 
 func (m *member) engineSettings() failover.Settings {

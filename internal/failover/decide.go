@@ -222,8 +222,8 @@ func decideUnsealed(o *Observation, f cluster.Versioned[cluster.Failover], brake
 		// The only node left may be the one that came back: it must not switch itself
 		// off, unless nothing runs on it and there is another one to go on.
 		why, stuck = "it is the master's own, which does not cut its own power; stop shaman-monitor on it, and the next master goes on", true
-	} else if delay, known := agentDelay(o, id); known {
-		steps = append(steps, Step{Do: ActFence, Failover: id, Was: f, Reason: f.Value.Reason, Delay: delay})
+	} else {
+		steps = append(steps, Step{Do: ActFence, Failover: id, Was: f, Reason: f.Value.Reason, Delay: agentDelay(o, id)})
 	}
 	phase, reason, command := cluster.PhaseFencing, f.Value.Reason, ""
 	if stuck {
@@ -247,18 +247,13 @@ func decideUnsealed(o *Observation, f cluster.Versioned[cluster.Failover], brake
 }
 
 // agentDelay keeps agents from cutting a node in the middle of its own quiesce.
-// While nobody has watched its heartbeat for long enough it is not known, for
-// that same time at most: whether the node still lives decides what to do.
-func agentDelay(o *Observation, id cluster.FailoverID) (delay time.Duration, known bool) {
-	left := max(0, o.StopBudget+time.Second-o.Now.Sub(o.OpenSince[id]))
-	switch o.Pulses[id.Node] {
-	case PulseBeats:
-		return left, true
-	case PulseUnknown:
-		return 0, left == 0
-	case PulseSilent:
+// It holds while the node may live: its heartbeat goes on, or has not been
+// watched for long enough to tell.
+func agentDelay(o *Observation, id cluster.FailoverID) time.Duration {
+	if o.Pulses[id.Node] == PulseSilent {
+		return 0
 	}
-	return 0, true
+	return max(0, o.StopBudget+time.Second-o.Now.Sub(o.OpenSince[id]))
 }
 
 // manual is the method that rests on an operator's word.

@@ -88,6 +88,7 @@ func TestWithdrawingEndsTheMethodsFirst(t *testing.T) {
 type methodFunc func(context.Context) error
 
 func (methodFunc) Name() string { return "slow" }
-func (f methodFunc) Prove(ctx context.Context, _ cluster.NodeID, _ string, _ func() error) (string, error) {
+func (methodFunc) Gentle() bool { return true }
+func (f methodFunc) Prove(ctx context.Context, _ cluster.FenceTarget, _ func() error) (string, error) {
 	return "", f(ctx)
 }

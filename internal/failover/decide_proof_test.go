@@ -59,7 +59,7 @@ func TestDecideProofsAndSeal(t *testing.T) {
 		{name: "agents wait no longer than that", o: fencing(beat(node2, PulseBeats), open(node2, cluster.PhaseFencing, func(f *cluster.Failover) { f.Liveness = cluster.Isolated }), func(o *Observation) {
 			o.OpenSince[of(node2, 1)] = moment.Add(-time.Hour)
 		}), want: pending},
-		{name: "nothing cuts a node's power before it is known whether it lives", o: fencing(beat(node2, PulseUnknown)), want: []string{}},
+		{name: "nothing cuts a node's power before it is known whether it lives", o: fencing(beat(node2, PulseUnknown)), want: []string{"fence n2.1 after 16s"}},
 		{name: "but no longer than a living one would be given", o: fencing(beat(node2, PulseUnknown), func(o *Observation) {
 			o.OpenSince[of(node2, 1)] = moment.Add(-16 * time.Second)
 		}), want: pending},

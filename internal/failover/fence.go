@@ -20,7 +20,10 @@ import (
 // whether this daemon still is master.
 type Method interface {
 	Name() string
-	Prove(ctx context.Context, node cluster.NodeID, name string, check func() error) (evidence string, err error)
+	// Gentle methods ask the node itself to stop everything. The others wait while
+	// it may still be doing so.
+	Gentle() bool
+	Prove(ctx context.Context, t cluster.FenceTarget, check func() error) (evidence string, err error)
 }
 
 // ErrNotApplicable is returned by a method that is not configured for a node.
@@ -30,8 +33,11 @@ const (
 	// fencePause and fencePauseMax bound the pause between two tries of a method.
 	fencePause    = 2 * time.Second
 	fencePauseMax = 30 * time.Second
-	// stagger is the time between the starts of two methods.
+	// stagger is the time between the starts of two methods, unless the first one
+	// has failed before.
 	stagger = time.Second
+	// patienceTick is how often a method looks whether it may begin by now.
+	patienceTick = 50 * time.Millisecond
 )
 
 // prover runs all methods for all open failovers of one mastership.
@@ -52,35 +58,69 @@ type proving struct {
 	proof  *Proof
 	errs   map[string]string // method → its last failure; missing = not tried yet
 	notYet int               // methods that have neither failed nor said that they do not apply
-	since  boottime.Time
+	begin  boottime.Time     // before it only gentle methods run
 }
 
-// start runs the methods for a failover, once; delay holds agents back.
-func (p *prover) start(ctx context.Context, id cluster.FailoverID, name string, delay time.Duration, check func() error) {
+// start runs the methods for a failover, once. Until delay has passed only the
+// gentle ones run; each further call sets the delay anew.
+func (p *prover) start(ctx context.Context, t cluster.FenceTarget, delay time.Duration, check func() error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.runs[id] != nil {
+	begin := boottime.Now().Add(delay)
+	if run := p.runs[t.Failover]; run != nil {
+		run.begin = begin
 		return
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	run := &proving{cancel: cancel, errs: map[string]string{}, notYet: len(p.methods), since: boottime.Now()}
-	p.runs[id] = run
+	run := &proving{cancel: cancel, errs: map[string]string{}, notYet: len(p.methods), begin: begin}
+	p.runs[t.Failover] = run
+	before := make(chan struct{})
+	close(before)
 	for i, m := range p.methods {
-		p.wg.Go(func() { p.prove(ctx, run, id, name, m, delay+time.Duration(i)*stagger, check) })
+		answered := make(chan struct{})
+		turn := before
+		before = answered
+		p.wg.Go(func() {
+			if p.await(ctx, run, m, turn, time.Duration(i)*stagger) == nil {
+				p.prove(ctx, run, t, m, sync.OnceFunc(func() { close(answered) }), check)
+			}
+		})
 	}
 }
 
-func (p *prover) prove(ctx context.Context, run *proving, id cluster.FailoverID, name string, m Method, delay time.Duration, check func() error) {
-	if boottime.WaitUntil(ctx, boottime.Now().Add(delay)) != nil {
-		return
+// await waits for a method's turn: the one before it has answered once or had its
+// time, and for methods that are not gentle the delay has passed.
+func (p *prover) await(ctx context.Context, run *proving, m Method, turn <-chan struct{}, longest time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-turn:
+	case <-time.After(longest):
 	}
+	for !m.Gentle() {
+		p.mu.Lock()
+		left := run.begin.Sub(boottime.Now())
+		p.mu.Unlock()
+		if left <= 0 {
+			break
+		}
+		if err := boottime.WaitUntil(ctx, boottime.Now().Add(min(left, patienceTick))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *prover) prove(ctx context.Context, run *proving, t cluster.FenceTarget, m Method, answered func(), check func() error) {
+	id, name := t.Failover, t.Name
 	first := true
 	for pause := fencePause; ; pause = min(2*pause, fencePauseMax) {
 		begin := time.Now()
-		evidence, err := m.Prove(ctx, id.Node, name, check)
+		evidence, err := m.Prove(ctx, t, check)
 		if ctx.Err() != nil {
 			return
 		}
+		answered()
 		p.mu.Lock()
 		if first {
 			run.notYet--

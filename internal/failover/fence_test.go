@@ -16,9 +16,10 @@ import (
 
 // method is a fencing method that asks the test for each of its answers.
 type method struct {
-	name  string
-	asked chan cluster.NodeID
-	reply chan error
+	name   string
+	gentle bool
+	asked  chan cluster.NodeID
+	reply  chan error
 }
 
 func newMethod(name string) *method {
@@ -26,9 +27,10 @@ func newMethod(name string) *method {
 }
 
 func (m *method) Name() string { return m.name }
-func (m *method) Prove(ctx context.Context, n cluster.NodeID, _ string, check func() error) (string, error) {
+func (m *method) Gentle() bool { return m.gentle }
+func (m *method) Prove(ctx context.Context, t cluster.FenceTarget, check func() error) (string, error) {
 	select {
-	case m.asked <- n:
+	case m.asked <- t.Node:
 	case <-ctx.Done():
 		return "", ctx.Err()
 	}
@@ -50,7 +52,7 @@ func proving2(t *testing.T, ms ...*method) (*prover, cluster.FailoverID, map[clu
 	}
 	t.Cleanup(p.stop)
 	id := of(node2, 1)
-	p.start(t.Context(), id, "n2", 0, func() error { return nil })
+	p.start(t.Context(), cluster.FenceTarget{Node: node2, Name: "n2", Failover: id}, 0, func() error { return nil })
 	return p, id, map[cluster.FailoverID]bool{id: true}
 }
 
@@ -132,7 +134,7 @@ func TestNoProofCountsPastTheMastership(t *testing.T) {
 	a := newMethod("a")
 	p := &prover{methods: []Method{a}, log: zap.NewNop(), metrics: NewMetrics(prometheus.NewRegistry()), hint: func() {}, runs: map[cluster.FailoverID]*proving{}}
 	ctx, cancel := context.WithCancel(t.Context())
-	p.start(ctx, of(node2, 1), "n2", 0, func() error { return context.Cause(ctx) })
+	p.start(ctx, cluster.FenceTarget{Node: node2, Name: "n2", Failover: of(node2, 1)}, 0, func() error { return context.Cause(ctx) })
 	<-a.asked
 	cancel()
 	p.stop() // returns once the method has ended
@@ -148,12 +150,12 @@ func TestMethodsEndWithTheirFailoverAndBeginAnewWithTheNext(t *testing.T) {
 	a.reply <- nil
 	p.waitProof(t, open)
 	p.state(nil) // withdrawn
-	p.start(t.Context(), id, "n2", 0, func() error { return nil })
+	p.start(t.Context(), cluster.FenceTarget{Node: node2, Name: "n2", Failover: id}, 0, func() error { return nil })
 	if proofs, _ := p.state(open); len(proofs) != 0 {
 		t.Errorf("the proof of a failover that was withdrawn counts for the next one: %v", proofs)
 	}
 	<-a.asked
-	p.start(t.Context(), id, "n2", 0, func() error { return nil })
+	p.start(t.Context(), cluster.FenceTarget{Node: node2, Name: "n2", Failover: id}, 0, func() error { return nil })
 	select {
 	case <-a.asked:
 		t.Error("a second start of the same failover started a second method")
@@ -170,16 +172,36 @@ func TestMethodsEndWithTheirFailoverAndBeginAnewWithTheNext(t *testing.T) {
 	})
 }
 
-func TestMethodsWaitForTheirDelay(t *testing.T) {
-	a := newMethod("a")
-	p := &prover{methods: []Method{a}, log: zap.NewNop(), metrics: NewMetrics(prometheus.NewRegistry()), hint: func() {}, runs: map[cluster.FailoverID]*proving{}}
-	begin := time.Now()
-	p.start(t.Context(), of(node2, 1), "n2", 60*time.Millisecond, func() error { return nil })
-	<-a.asked
-	if d := time.Since(begin); d < 60*time.Millisecond {
-		t.Errorf("asked after %s", d)
+func TestOnlyGentleMethodsRunBeforeTheDelayHasPassed(t *testing.T) {
+	gentle, harsh := newMethod("gentle"), newMethod("harsh")
+	gentle.gentle = true
+	p := &prover{methods: []Method{gentle, harsh}, log: zap.NewNop(), metrics: NewMetrics(prometheus.NewRegistry()), hint: func() {}, runs: map[cluster.FailoverID]*proving{}}
+	t.Cleanup(p.stop)
+	target := cluster.FenceTarget{Node: node2, Name: "n2", Failover: of(node2, 1)}
+	allowed := func() error { return nil }
+	p.start(t.Context(), target, time.Hour, allowed)
+	<-gentle.asked
+	gentle.reply <- errors.New("silent")
+	select {
+	case <-harsh.asked:
+		t.Fatal("the node may still be stopping everything by itself")
+	case <-time.After(3 * patienceTick):
 	}
-	p.stop()
+	// It falls silent: nobody is there to wait for.
+	p.start(t.Context(), target, 0, allowed)
+	<-harsh.asked
+}
+
+func TestAMethodNeedNotWaitForOneThatHasFailed(t *testing.T) {
+	a, b := newMethod("a"), newMethod("b")
+	begin := time.Now()
+	proving2(t, a, b)
+	<-a.asked
+	a.reply <- ErrNotApplicable
+	<-b.asked
+	if d := time.Since(begin); d >= stagger {
+		t.Errorf("asked after %s, though the one before had failed at once", d)
+	}
 }
 
 // While a failover is held, or once its proof is recorded, nothing may go on

@@ -53,9 +53,13 @@ type Agent struct {
 // Name is the word in FENCE_METHODS.
 func (*Agent) Name() string { return "agent" }
 
+// Gentle says that this method does not wait for the node's own doing.
+func (*Agent) Gentle() bool { return false }
+
 // Prove switches the node off and returns once a status says that it is off.
 // check is asked right before each run of the agent.
-func (a *Agent) Prove(ctx context.Context, node cluster.NodeID, name string, check func() error) (string, error) {
+func (a *Agent) Prove(ctx context.Context, t cluster.FenceTarget, check func() error) (string, error) {
+	node, name := t.Node, t.Name
 	c, err := Load(a.Dir, node, name)
 	if errors.Is(err, ErrNotConfigured) {
 		return "", fmt.Errorf("%w: %w", a.NotApplicable, err)

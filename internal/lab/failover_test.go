@@ -330,21 +330,91 @@ func TestTooManyNodesAreLost(t *testing.T) {
 	c.waitRunning()
 }
 
-func TestAnIsolatedNode(t *testing.T) {
-	// Cut off from etcd while the mount is fine: it still beats, so the agent
-	// waits for its STOP_BUDGET before it cuts the power.
+func TestAnIsolatedNodeStopsItsVEsItself(t *testing.T) {
+	// Cut off from etcd while the mount is fine: it obeys the order that lies in
+	// its slot, and nobody cuts its power.
+	for _, how := range []string{"error", "hang"} {
+		t.Run(how, func(t *testing.T) {
+			c := start(t, nil)
+			master, others := c.master()
+			victim := others[0]
+			c.must(c.SetCut(victim, lab.Cut{Etcd: how}))
+			c.waitDone(victim, 1)
+			after := c.waitRunning()
+			for id, now := range after {
+				if now == victim.Name {
+					t.Errorf("%s runs on the isolated node", id)
+				}
+			}
+			s := c.mustStat()
+			if f := s.Failovers[len(s.Failovers)-1]; f.Proof != "storage" || f.Started != 4 {
+				t.Errorf("proof %q, %d started; want storage, 4", f.Proof, f.Started)
+			}
+			if c.Power(victim) != lab.On || c.Monitor(victim) == 0 {
+				t.Error("its power was cut")
+			}
+			c.must(c.SetCut(victim, lab.Cut{}))
+			c.waitActive()
+			if inc := c.mustStat().incarnation(victim); inc != 2 {
+				t.Errorf("incarnation %d, want 2", inc)
+			}
+			// The same for a master: the others elect a new one first.
+			c.must(c.SetCut(master, lab.Cut{Etcd: how}))
+			c.waitDone(master, c.mustStat().incarnation(master))
+			c.waitRunning()
+			c.must(c.SetCut(master, lab.Cut{}))
+			c.waitActive()
+		})
+	}
+}
+
+func TestADaemonThatIsRestartedWhileIsolatedObeys(t *testing.T) {
+	c := start(t, nil)
+	_, others := c.master()
+	victim := others[0]
+	c.must(c.BreakFencing(victim, true)) // so that only its own answer can be the proof
+	c.must(c.SetCut(victim, lab.Cut{Etcd: "error"}))
+	c.must(c.CrashMonitor(victim))
+	c.waitStat("a failover of it", func(s stat) bool { return s.phase(victim, 1) != "" })
+	c.must(c.Start(victim))
+	c.waitDone(victim, 1)
+	c.waitRunning()
+	c.must(c.SetCut(victim, lab.Cut{}))
+	c.waitActive()
+}
+
+func TestAnIsolatedNodeThatCannotObeyIsCutOff(t *testing.T) {
+	// Its daemon hangs, so the order is not read; its heartbeat stops with it.
 	c := start(t, nil)
 	c.must(errOf(c.Shaman(c.ctx, c.Nodes[0], "set-config", "STOP_BUDGET=2s")))
 	_, others := c.master()
 	victim := others[0]
-	c.must(c.SetCut(victim, lab.Cut{Etcd: "hang"}))
-	c.waitStat("the node to be isolated", func(s stat) bool { return s.status(victim) == "Isolated" || s.phase(victim, 1) == "done" })
+	c.must(c.Pause(victim, false))
 	c.waitDone(victim, 1)
 	c.waitRunning()
-	if c.Power(victim) != lab.Off {
-		t.Error("its power is still on")
+	s := c.mustStat()
+	if f := s.Failovers[len(s.Failovers)-1]; f.Proof != "agent" || c.Power(victim) != lab.Off {
+		t.Errorf("proof %q, power %s; want agent, off", f.Proof, c.Power(victim))
 	}
-	c.must(c.SetCut(victim, lab.Cut{}))
 	c.must(c.Start(victim))
 	c.waitActive()
+}
+
+func TestAMachineThatStallsAndWakesUp(t *testing.T) {
+	// Everything of a node stops for longer than every time-out, its fence agent
+	// cannot cut it, and an operator who looks at the wrong machine does not confirm.
+	// When it wakes up, what was started elsewhere must not run here too.
+	c := start(t, nil)
+	_, others := c.master()
+	victim := others[0]
+	c.must(c.BreakFencing(victim, true))
+	c.must(c.Pause(victim, true))
+	c.waitStat("the failover to await an operator", func(s stat) bool { return s.status(victim) == "AwaitingFence" })
+	time.Sleep(2 * c.LockTimeout)
+	c.must(c.Resume(victim))
+	// It finds the order, or its lease gone and nothing proven: it either stops
+	// everything, or is let in again with all it had.
+	c.waitActive()
+	c.waitRunning()
+	c.check()
 }

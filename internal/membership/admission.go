@@ -87,6 +87,11 @@ func (m *Members) Admit(ctx context.Context, a cluster.Admission) (serial int64,
 }
 
 func (m *Members) admissionOps(a cluster.Admission, rec cluster.NodeRecord, raw []byte, serial int64) ([]clientv3.Op, error) {
+	if rec.BootID != "" && rec.BootID != a.BootID && rec.Stopped == cluster.NotStopped {
+		// Another boot, and nobody said goodbye before it.
+		rec.Name = a.Name
+		rec.NoteCrash(a.At, a.CrashLimit)
+	}
 	rec.V = cluster.RecordVersion
 	rec.Incarnation = a.Incarnation
 	rec.BootID, rec.HardwareID = a.BootID, a.HardwareID

@@ -135,6 +135,19 @@ type fakeMount struct {
 	pool    cluster.Incarnation
 	ownErr  error
 	syncErr error
+
+	answers   []cluster.Order
+	answerErr error
+}
+
+func (m *fakeMount) WriteAnswer(_ context.Context, _ cluster.NodeID, o cluster.Order, _ time.Duration) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.tr.add("answer")
+	if m.answerErr == nil {
+		m.answers = append(m.answers, o)
+	}
+	return m.answerErr
 }
 
 func (m *fakeMount) Census(context.Context) (cluster.Census, error) { return m.census, m.err }

@@ -16,7 +16,7 @@ import (
 // Prober proves contact with the mount once: my heartbeat written durably, my
 // order slot read fresh, on the file system of my cluster. former are the nonces
 // of earlier processes that may still stand in the slot.
-type Prober func(ctx context.Context, hb cluster.Heartbeat, former []string, deadline time.Duration) error
+type Prober func(ctx context.Context, hb cluster.Heartbeat, former []string, deadline time.Duration) (cluster.Order, error)
 
 // Heart beats on the mount. All methods but Run may be called concurrently.
 type Heart struct {
@@ -33,6 +33,7 @@ type Heart struct {
 	err     error
 	foreign error
 	since   boottime.Time // when trouble began; 0 = none
+	order   cluster.Order // as the last contact found it
 }
 
 // NewHeart returns a heart that has not beaten.
@@ -114,7 +115,7 @@ func (h *Heart) once(ctx context.Context, deadline time.Duration) {
 	beat, former := h.beat, h.former
 	h.mu.Unlock()
 	issued := boottime.Now()
-	err := h.Probe(ctx, beat, former, deadline)
+	order, err := h.Probe(ctx, beat, former, deadline)
 	if ctx.Err() != nil {
 		return
 	}
@@ -125,7 +126,7 @@ func (h *Heart) once(ctx context.Context, deadline time.Duration) {
 	h.err = err
 	switch {
 	case err == nil:
-		h.last, h.former, h.foreign, h.since = issued, nil, nil, 0
+		h.last, h.former, h.foreign, h.since, h.order = issued, nil, nil, 0, order
 		if was != nil {
 			h.Log.Info("the mount is in contact")
 		}
@@ -147,6 +148,13 @@ func (h *Heart) Contact() (boottime.Time, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.last, h.err
+}
+
+// Order is what the last contact found in this node's order slot.
+func (h *Heart) Order() cluster.Order {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.order
 }
 
 // Foreign returns an error once another process was seen to write this node's

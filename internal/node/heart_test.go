@@ -21,6 +21,7 @@ type slot struct {
 	write func(*slot) // at each read, before it
 	beats []cluster.Heartbeat
 	probe error
+	order cluster.Order
 }
 
 func (s *slot) peek(context.Context, time.Duration) (cluster.Heartbeat, error) {
@@ -33,11 +34,11 @@ func (s *slot) peek(context.Context, time.Duration) (cluster.Heartbeat, error) {
 	return s.now, s.err
 }
 
-func (s *slot) beat(_ context.Context, hb cluster.Heartbeat, _ []string, _ time.Duration) error {
+func (s *slot) beat(_ context.Context, hb cluster.Heartbeat, _ []string, _ time.Duration) (cluster.Order, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.beats = append(s.beats, hb)
-	return s.probe
+	return s.order, s.probe
 }
 
 func (s *slot) count() int {

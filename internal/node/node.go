@@ -44,6 +44,7 @@ type Mount interface {
 	HighestPool(ctx context.Context, n cluster.NodeID) (cluster.Incarnation, error)
 	CreateRepository(ctx context.Context, n cluster.NodeID, inc cluster.Incarnation) error
 	RemoveRepository(ctx context.Context, n cluster.NodeID) error
+	WriteAnswer(ctx context.Context, n cluster.NodeID, o cluster.Order, deadline time.Duration) error
 	MustOwn(ctx context.Context, n cluster.NodeID, inc cluster.Incarnation) error
 	Sync(ctx context.Context) error
 }
@@ -77,6 +78,7 @@ type Settings struct {
 	Timing        cluster.Timing
 	StopBudget    time.Duration
 	ActionTimeout time.Duration
+	CrashLimit    int // NODE_CRASH_PER_HOUR_THRESHOLD
 }
 
 // Node is this node.
@@ -111,6 +113,7 @@ type Node struct {
 	Event  func(cluster.Event)
 	Log    *zap.Logger
 
+	turn     sync.Mutex // held by who opens the gate, or decides to close it for good
 	mu       sync.Mutex
 	admitted *Admitted
 	left     bool // the repository of this admission goes by its own hand
@@ -156,6 +159,13 @@ func (n *Node) hasLeft() bool {
 // Run lives until the context ends or the node leaves (ErrLeft): lease,
 // Recovering, admission, Active, and again whenever the lease is lost.
 func (n *Node) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return n.obey(ctx) })
+	g.Go(func() error { return n.live(ctx) })
+	return g.Wait()
+}
+
+func (n *Node) live(ctx context.Context) error {
 	for {
 		l, resumed, err := n.obtain(ctx)
 		if err != nil {
@@ -269,10 +279,11 @@ func (n *Node) stillAdmitted(ctx context.Context, l Lease) (Admitted, bool) {
 
 // active is one admission, until something ends it.
 func (n *Node) active(ctx context.Context, a Admitted) error {
-	n.Gate.Open(a.Incarnation)
+	if err := n.begin(a); err != nil {
+		return err
+	}
 	n.Heart.Tell(a.Incarnation, false)
 	n.setLeft(false)
-	n.setAdmitted(&a)
 	n.OnAdmit(a)
 	n.Status(fmt.Sprintf("Active, incarnation %d", a.Incarnation))
 	g, ctx := errgroup.WithContext(ctx)
@@ -284,9 +295,23 @@ func (n *Node) active(ctx context.Context, a Admitted) error {
 	return g.Wait()
 }
 
+// begin opens the gate, unless this incarnation was ended meanwhile.
+func (n *Node) begin(a Admitted) error {
+	n.turn.Lock()
+	defer n.turn.Unlock()
+	if a.Incarnation <= n.State.get().Closed {
+		return errQuiesced
+	}
+	n.Gate.Open(a.Incarnation)
+	n.setAdmitted(&a)
+	return nil
+}
+
 const (
 	// guardEvery is how often an active node looks whether its repository still is its own.
 	guardEvery = time.Second
+	// revokeTime bounds how long the lease is tried to be given up after a quiesce.
+	revokeTime = 2 * time.Second
 	// publishEvery bounds how often a change of usage is written to etcd,
 	// publishSoon how often one that operators look at.
 	publishEvery = 10 * time.Second
@@ -297,11 +322,14 @@ const (
 // guard ends an admission that somebody else has ended: first its work, since a
 // gate waits for those who hold it, and then all VEs.
 func (n *Node) guard(ctx context.Context, a Admitted, endWork context.CancelCauseFunc) error {
-	tick := time.NewTicker(guardEvery)
+	tick := time.NewTicker(min(guardEvery, n.Settings().Timing.Heartbeat))
 	defer tick.Stop()
 	for {
 		var reason error
-		if err := n.Heart.Foreign(); err != nil {
+		order, ordered := n.ordered(a.Incarnation)
+		if ordered {
+			reason = fmt.Errorf("the master ordered it, for failover %s: this node's lease has ended", order.Failover)
+		} else if err := n.Heart.Foreign(); err != nil {
 			reason = fmt.Errorf("duplicate-host-id: %w; two machines use host id %s: give one of them another HOST_ID", err, n.Self)
 		} else if err := n.Mount.MustOwn(ctx, n.Self, a.Incarnation); errors.Is(err, cluster.ErrSealed) && !n.hasLeft() {
 			// One that was removed by a node that left is no seal: its VEs go on.
@@ -310,7 +338,13 @@ func (n *Node) guard(ctx context.Context, a Admitted, endWork context.CancelCaus
 		if reason != nil && ctx.Err() == nil {
 			n.Log.Error("this node must not run anything any more", zap.Error(reason))
 			endWork(reason)
-			return n.quiesce(ctx, a.Incarnation, a.Lease, reason)
+			err := n.quiesce(ctx, a.Incarnation, reason)
+			if err == nil && ordered {
+				err = n.answer(ctx, order)
+			}
+			rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), revokeTime)
+			defer cancel()
+			return errors.Join(errQuiesced, reason, err, a.Lease.Revoke(rctx))
 		}
 		select {
 		case <-ctx.Done():

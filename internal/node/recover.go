@@ -251,6 +251,7 @@ func (n *Node) admit(ctx context.Context, l Lease, known cluster.NodeRecord, inc
 	serial, err := n.Members.Admit(ctx, cluster.Admission{
 		Node: n.Self, Incarnation: inc, Lease: l.ID(), Former: former,
 		Alive: n.aliveRecord(a), BootID: n.BootID, HardwareID: n.HardwareID, Name: n.Name, Address: n.Address,
+		At: time.Now(), CrashLimit: n.Settings().CrashLimit,
 	})
 	switch {
 	case errors.Is(err, cluster.ErrOtherHolder):
@@ -307,11 +308,11 @@ func (n *Node) listStarts(ctx context.Context, inc cluster.Incarnation, known cl
 
 // quiesce makes this node harmless: it closes the gate and waits for its
 // holders, then stops all HA VEs by force, waits until the hypervisor has no
-// job of ours queued, and flushes the mount. Then the lease is given up, so
-// that a failover can open. It ends with errQuiesced, or says what failed. Once
+// job of ours queued, and flushes the mount. A nil error means that it is
+// harmless; the lease is to be given up then, so that a failover can open. Once
 // begun it goes on, within STOP_BUDGET, whatever becomes of ctx: a lease that is
 // lost meanwhile is one more reason to finish.
-func (n *Node) quiesce(ctx context.Context, inc cluster.Incarnation, l Lease, reason error) error {
+func (n *Node) quiesce(ctx context.Context, inc cluster.Incarnation, reason error) error {
 	if err := n.State.update(func(m *memory) { m.Closed = max(m.Closed, inc) }); err != nil {
 		n.Log.Error("cannot keep the gate closed across a restart", zap.Error(err))
 	}
@@ -332,9 +333,7 @@ func (n *Node) quiesce(ctx context.Context, inc cluster.Incarnation, l Lease, re
 	} else {
 		n.Log.Warn("stopped everything", zap.Duration("elapsed", boottime.Since(begin)), zap.NamedError("reason", reason))
 	}
-	rctx, rcancel := context.WithTimeout(ctx, 2*time.Second)
-	defer rcancel()
-	return errors.Join(errQuiesced, reason, err, l.Revoke(rctx))
+	return err
 }
 
 func (n *Node) stopAll(ctx context.Context) error {

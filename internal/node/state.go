@@ -21,6 +21,7 @@ type memory struct {
 	Incarnation cluster.Incarnation  `json:"incarnation"`  // of the last admission
 	Serial      int64                `json:"serial"`       // no order up to it is obeyed
 	Closed      cluster.Incarnation  `json:"closed"`       // the gate stays closed for incarnations up to it
+	Answered    int64                `json:"answered"`     // serial of the last order that was answered
 	Starts      []cluster.ResourceID `json:"starts"`       // still to be started after this boot
 	Listed      bool                 `json:"starts_known"` // that list was made for this boot
 }

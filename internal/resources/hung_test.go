@@ -165,7 +165,7 @@ func TestAProbeThatHangsReturnsByItsDeadline(t *testing.T) {
 	fifo := slotFile(s, slotOrder)
 	try(t, os.Remove(fifo))
 	try(t, unix.Mkfifo(fifo, 0o600))
-	if err := s.Probe(t.Context(), beat("me", 1), nil, id, 500*time.Millisecond); !errors.Is(err, ErrHung) {
+	if _, err := s.Probe(t.Context(), beat("me", 1), nil, id, 500*time.Millisecond); !errors.Is(err, ErrHung) {
 		t.Errorf("error is %v, want ErrHung", err)
 	}
 	other, err := os.OpenFile(fifo, os.O_RDWR, 0) // lets the worker's open return

@@ -148,12 +148,12 @@ func (s *Store) ReadHeartbeat(ctx context.Context, n cluster.NodeID, deadline ti
 var ErrForeignNonce = cluster.ErrForeignNonce
 
 // Probe is one proof of contact with the mount: the mount is the cluster's, my
-// heartbeat is written durably and my order slot read fresh, each within the
-// deadline. former are the nonces of earlier processes that may still stand in
+// heartbeat is written durably and my order slot, which is returned, read fresh,
+// each within the deadline. former are the nonces of earlier processes that may still stand in
 // the slot, none once this process has written.
 //
 // The contact's time is the moment before the call.
-func (s *Store) Probe(ctx context.Context, hb Heartbeat, former []string, id *Contact, deadline time.Duration) error {
+func (s *Store) Probe(ctx context.Context, hb Heartbeat, former []string, id *Contact, deadline time.Duration) (cluster.Order, error) {
 	hb.V = cluster.RecordVersion
 	beat := filepath.Join(s.nodeDir(hb.Host), slotHeartbeat)
 	wantDev, wantUUID := id.dev.Load(), id.uuid
@@ -185,15 +185,46 @@ func (s *Store) Probe(ctx context.Context, hb Heartbeat, former []string, id *Co
 		return none, writeSlot(beat, hb)
 	})
 	if err != nil {
-		return err
+		return cluster.Order{}, err
 	}
-	_, err = fetchWithin(ctx, s, deadline, "read the order slot", func() (struct{}, error) {
-		var order json.RawMessage
-		err := readSlot(filepath.Join(s.nodeDir(hb.Host), slotOrder), &order)
+	return s.readOrder(ctx, hb.Host, slotOrder, deadline)
+}
+
+func (s *Store) readOrder(ctx context.Context, n cluster.NodeID, slot string, deadline time.Duration) (cluster.Order, error) {
+	return fetchWithin(ctx, s, deadline, "read the slot "+slot+" of "+string(n), func() (o cluster.Order, err error) {
+		err = readSlot(filepath.Join(s.nodeDir(n), slot), &o)
 		if errors.Is(err, ErrTorn) {
-			err = nil // never written, or in the middle of a write: no order yet
+			err = nil // never written, or in the middle of a write: nothing yet
 		}
-		return struct{}{}, err
+		return o, err
+	})
+}
+
+func (s *Store) writeOrder(ctx context.Context, n cluster.NodeID, slot string, o cluster.Order, deadline time.Duration) error {
+	o.V = cluster.RecordVersion
+	_, err := fetchWithin(ctx, s, deadline, "write the slot "+slot+" of "+string(n), func() (struct{}, error) {
+		return struct{}{}, writeSlot(filepath.Join(s.nodeDir(n), slot), o)
 	})
 	return err
+}
+
+// ReadOrder reads fresh what a node was last ordered; the zero order if nothing.
+func (s *Store) ReadOrder(ctx context.Context, n cluster.NodeID, deadline time.Duration) (cluster.Order, error) {
+	return s.readOrder(ctx, n, slotOrder, deadline)
+}
+
+// WriteOrder orders a node to stop everything. Only a master does that.
+func (s *Store) WriteOrder(ctx context.Context, n cluster.NodeID, o cluster.Order, deadline time.Duration) error {
+	return s.writeOrder(ctx, n, slotOrder, o, deadline)
+}
+
+// ReadAnswer reads fresh what a node last answered; the zero order if nothing.
+func (s *Store) ReadAnswer(ctx context.Context, n cluster.NodeID, deadline time.Duration) (cluster.Order, error) {
+	return s.readOrder(ctx, n, slotAnswer, deadline)
+}
+
+// WriteAnswer answers an order durably. Only the node itself does that, and only
+// after everything was stopped.
+func (s *Store) WriteAnswer(ctx context.Context, n cluster.NodeID, o cluster.Order, deadline time.Duration) error {
+	return s.writeOrder(ctx, n, slotAnswer, o, deadline)
 }

@@ -129,7 +129,7 @@ func TestProbe(t *testing.T) {
 			id, err := s.Connect(t.Context(), "lab", 7)
 			try(t, err)
 			tt.prepare(t, s)
-			err = s.Probe(t.Context(), beat("me", 2), tt.former, id, time.Minute)
+			_, err = s.Probe(t.Context(), beat("me", 2), tt.former, id, time.Minute)
 			if !errors.Is(err, tt.want) {
 				t.Fatalf("error is %v, want %v", err, tt.want)
 			}
@@ -147,13 +147,14 @@ func TestAProbeOnAnotherDeviceChecksWhoseMountItIs(t *testing.T) {
 	try(t, err)
 	dev := id.dev.Load()
 	id.dev.Store(dev + 1) // as if it had been read from elsewhere
-	try(t, s.Probe(t.Context(), beat("me", 1), nil, id, time.Minute))
+	_, err = s.Probe(t.Context(), beat("me", 1), nil, id, time.Minute)
+	try(t, err)
 	if id.dev.Load() != dev {
 		t.Error("mounted anew, and the device is not remembered")
 	}
 	id.dev.Store(dev + 1)
 	id.uuid = "another"
-	if err := s.Probe(t.Context(), beat("me", 2), nil, id, time.Minute); !errors.Is(err, ErrOtherCluster) {
+	if _, err := s.Probe(t.Context(), beat("me", 2), nil, id, time.Minute); !errors.Is(err, ErrOtherCluster) {
 		t.Errorf("error is %v, want ErrOtherCluster", err)
 	}
 	if got, err := s.ReadHeartbeat(t.Context(), n1, time.Minute); err != nil || got.Seq != 1 {

@@ -18,7 +18,7 @@ import (
 
 // Prover is what is tested: failover.Method, as far as it proves.
 type Prover interface {
-	Prove(ctx context.Context, node cluster.NodeID, name string, check func() error) (evidence string, err error)
+	Prove(ctx context.Context, t cluster.FenceTarget, check func() error) (evidence string, err error)
 }
 
 // Harness makes provers.
@@ -35,6 +35,8 @@ const (
 	patient = 30 * time.Second
 	brief   = 500 * time.Millisecond
 )
+
+var target = cluster.FenceTarget{Node: node, Name: name}
 
 // script is a power switch with a memory: $dir/power says on or off, $dir/log
 // what was asked for. mode tells how it misbehaves.
@@ -121,7 +123,7 @@ func Run(t *testing.T, h Harness) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBench(t, tt.mode, tt.power)
-			evidence, err := h.New(b.dir, tt.timeout).Prove(t.Context(), node, name, allowed)
+			evidence, err := h.New(b.dir, tt.timeout).Prove(t.Context(), target, allowed)
 			switch {
 			case tt.proven && (err != nil || !strings.Contains(evidence, "status says off")):
 				t.Errorf("evidence %q, error %v; want a proof", evidence, err)
@@ -151,7 +153,7 @@ func Run(t *testing.T, h Harness) {
 
 func stdin(t *testing.T, h Harness) {
 	b := newBench(t, "good", "on")
-	if _, err := h.New(b.dir, patient).Prove(t.Context(), node, name, allowed); err != nil {
+	if _, err := h.New(b.dir, patient).Prove(t.Context(), target, allowed); err != nil {
 		t.Fatal(err)
 	}
 	options := []string{"ip=10.0.0.2", "passwd=s3cr=t word", "mode=good", "nodename=n2"}
@@ -188,7 +190,7 @@ func (b bench) wantKilled(t *testing.T) {
 
 func killed(t *testing.T, h Harness) {
 	b := newBench(t, "hanging", "on")
-	if _, err := h.New(b.dir, brief).Prove(t.Context(), node, name, allowed); err == nil {
+	if _, err := h.New(b.dir, brief).Prove(t.Context(), target, allowed); err == nil {
 		t.Error("an agent that was killed gave a proof")
 	}
 	b.wantKilled(t)
@@ -204,14 +206,14 @@ func cancelled(t *testing.T, h Harness) {
 		}
 		cancel(why)
 	}()
-	if _, err := h.New(b.dir, patient).Prove(ctx, node, name, allowed); !errors.Is(err, why) {
+	if _, err := h.New(b.dir, patient).Prove(ctx, target, allowed); !errors.Is(err, why) {
 		t.Errorf("error %v, want the cause %q", err, why)
 	}
 	b.wantKilled(t)
 }
 
 func notConfigured(t *testing.T, h Harness) {
-	_, err := h.New(t.TempDir(), patient).Prove(t.Context(), node, name, allowed)
+	_, err := h.New(t.TempDir(), patient).Prove(t.Context(), target, allowed)
 	if !errors.Is(err, h.NotApplicable) {
 		t.Errorf("error %v, want one that wraps %q", err, h.NotApplicable)
 	}
@@ -222,7 +224,7 @@ func unusable(t *testing.T, h Harness) {
 	if err := os.Chmod(filepath.Join(b.dir, name+".conf"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := h.New(b.dir, patient).Prove(t.Context(), node, name, allowed); err == nil || errors.Is(err, h.NotApplicable) {
+	if _, err := h.New(b.dir, patient).Prove(t.Context(), target, allowed); err == nil || errors.Is(err, h.NotApplicable) {
 		t.Errorf("error %v; want one that is retried and shown", err)
 	}
 	if asked := b.lines(t, "log")[0]; asked != "" {
@@ -233,7 +235,7 @@ func unusable(t *testing.T, h Harness) {
 func refused(t *testing.T, h Harness, after int, asked string) {
 	b := newBench(t, "good", "on")
 	why, n := errors.New("not master any more"), 0
-	_, err := h.New(b.dir, patient).Prove(t.Context(), node, name, func() error {
+	_, err := h.New(b.dir, patient).Prove(t.Context(), target, func() error {
 		if n++; n > after {
 			return why
 		}
