@@ -26,7 +26,7 @@ func (a *app) fenceCmd() *cobra.Command {
 
 If the node is NOT off, its VEs will run twice and destroy their disks. Go and
 look, or switch it off at the plug. It is refused while the node shows any sign
-of life.`,
+of life, or while its fence agent says that it is on.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := a.connect(c.Context()); err != nil {
 				return err
@@ -209,6 +209,9 @@ func (a *app) confirm(ctx context.Context, word, yes string) error {
 		return fail(exitState, "failover %s is in phase %s, which waits for nobody's word", e.failover.ID(), e.failover.Phase)
 	case !slices.Contains(e.methods, "manual"):
 		return fail(exitRefused, "FENCE_METHODS=%s: an operator's word counts for nothing here; nothing was done. To allow it run 'shaman set-config FENCE_METHODS=%[1]s,manual'", strings.Join(e.methods, ","))
+	}
+	if power, why := a.power(ctx, n); power == fencing.PowerOn {
+		return fail(exitRefused, "the fence agent says that node %s is on %s; nothing was done. Switch it off, or at the plug if it does not obey. If the agent asks the wrong machine, correct its file in %s; 'shaman fence test %s' shows what it says", n.Name, why, a.local.FenceDir, n.Name)
 	}
 	if err := a.askName(n, yes); err != nil {
 		return err

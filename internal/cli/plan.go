@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"sort"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/shaman-ha/shaman/internal/cluster"
@@ -58,13 +59,52 @@ func (a *app) planCmd() *cobra.Command {
 		}}
 }
 
-// plan asks the policies about a view in which the nodes have failed.
-func (a *app) plan(s *snapshot, words []string) ([]planned, map[string]string, error) {
+// placing returns the policies that a failover would use now, and a request to
+// them that has no resources yet.
+func placing(s *snapshot) (relocation.Policy, relocation.Request, error) {
 	cfg, err := stored(s.config)
 	if err != nil {
-		return nil, nil, err
+		return nil, relocation.Request{}, err
 	}
 	policy, err := relocation.Parse(cfg.RelocationMode)
+	req := relocation.Request{View: s.view, Reserve: cfg.HostMemoryReserve, Turn: int(s.facts.Epoch), Explain: true, CPUPools: map[cluster.NodeID]string{}}
+	req.View.Nodes = slices.Clone(s.view.Nodes)
+	for _, n := range req.View.Nodes {
+		req.CPUPools[n.ID] = cmp.Or(n.Capacity.CPUPool, s.facts.Nodes[n.ID].CPUPool)
+	}
+	return policy, req, err
+}
+
+// roomFor returns an error if the policies would not let a resource run on a
+// node, or, without one, on any but its own.
+func roomFor(s *snapshot, res cluster.Resource, to cluster.NodeID) error {
+	policy, req, err := placing(s)
+	if err != nil {
+		return err
+	}
+	if to != "" {
+		req.View.Nodes = slices.DeleteFunc(req.View.Nodes, func(n cluster.Node) bool { return n.ID != to })
+	}
+	req.Resources = []cluster.Resource{res}
+	p := policy.Place(req)[0]
+	if p.To != "" {
+		return nil
+	}
+	why := []string{}
+	for _, r := range p.Rejected {
+		if r.Node != res.Owner {
+			why = append(why, s.name(r.Node)+": "+r.Reason)
+		}
+	}
+	if len(why) == 0 {
+		why = append(why, p.Reason)
+	}
+	return fail(exitRefused, "there is no room for %s now, so it was left as it is (%s)", res.ID, strings.Join(why, "; "))
+}
+
+// plan asks the policies about a view in which the nodes have failed.
+func (a *app) plan(s *snapshot, words []string) ([]planned, map[string]string, error) {
+	policy, req, err := placing(s)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -76,11 +116,8 @@ func (a *app) plan(s *snapshot, words []string) ([]planned, map[string]string, e
 		}
 		failed[n.ID] = true
 	}
-	req := relocation.Request{View: s.view, Reserve: cfg.HostMemoryReserve, Turn: int(s.facts.Epoch), Explain: true, CPUPools: map[cluster.NodeID]string{}}
-	req.View.Nodes = slices.Clone(s.view.Nodes)
 	keeper := cluster.NodeID("")
 	for i, n := range req.View.Nodes {
-		req.CPUPools[n.ID] = cmp.Or(n.Capacity.CPUPool, s.facts.Nodes[n.ID].CPUPool)
 		if failed[n.ID] {
 			req.View.Nodes[i].Liveness = cluster.Crashed
 		} else if n.Liveness == cluster.Active && len(n.Flags) == 0 && n.Mount == cluster.MountOK && (n.Master || keeper == "") {

@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -20,6 +22,9 @@ import (
 // another etcd. The parameters may be lost, so it is far beyond the heartbeat
 // interval that any LOCK_TIMEOUT gives (1 s at most).
 const recoverWatch = 8 * time.Second
+
+// slotRead bounds the reading of one heartbeat.
+const slotRead = 2 * time.Second
 
 // recover brings this node back into a cluster whose etcd was rebuilt or restored
 // from a backup. What the mount says of repositories and incarnations counts; the
@@ -65,6 +70,15 @@ func (a *app) recover(ctx context.Context) error {
 	case err != nil:
 		return err
 	default:
+		// One that was found on the mount only has no name yet.
+		if err := m.Update(ctx, a.self, func(rec *cluster.NodeRecord) error {
+			if rec.Address == "" {
+				rec.Name, rec.Address = a.local.NodeName, a.local.NodeAddress
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
 		a.say("this node is joined; start shaman-monitor here (systemctl start shaman-monitor), then look at 'shaman stat'")
 	}
 	return nil
@@ -96,24 +110,56 @@ func (a *app) rebind(ctx context.Context, m *membership.Members, etcdCluster uin
 			return fmt.Errorf("clear %s: %w", prefix, err)
 		}
 	}
+	owners, err := a.store.Owners(ctx)
+	if err != nil {
+		return err
+	}
 	for id := range s.facts.Nodes {
-		have, present, err := a.store.Incarnation(ctx, id)
-		if err != nil {
-			return err
+		if !slices.Contains(owners, id) {
+			owners = append(owners, id)
 		}
-		if err := m.Update(ctx, id, func(rec *cluster.NodeRecord) error {
-			if present {
-				rec.Incarnation = max(rec.Incarnation, have)
-			}
-			// Its daemon was stopped for this; it is not lost.
-			rec.Stopped, rec.StoppedAt = cluster.StopInactive, now()
-			rec.Elsewhere = cluster.Elsewhere{}
-			return nil
-		}); err != nil {
+	}
+	for _, id := range owners {
+		if err := a.restore(ctx, m, id, s); err != nil {
 			return err
 		}
 	}
 	return a.store.Rebind(ctx, etcdCluster)
+}
+
+// restore makes etcd know of a node what the mount does. A node whose machine is
+// gone has nobody to join it again: without a record its VEs would stay where
+// they are for ever.
+func (a *app) restore(ctx context.Context, m *membership.Members, id cluster.NodeID, s *snapshot) error {
+	have, present, err := a.store.Incarnation(ctx, id)
+	if err != nil {
+		return err
+	}
+	if _, known := s.facts.Nodes[id]; !known && id == a.self {
+		return nil // it joins by its own name
+	} else if !known && !present {
+		return nil // it left, or was taken over: there is nothing of it
+	} else if !known {
+		a.say("node %[1]s has a repository on the mount, and etcd does not know it: it is %[2]s now. Run 'shaman join --recover' on it too; if its machine is gone, 'shaman fence confirm %[1]s' once a master is there", id, cluster.Inactive)
+		if err := m.Join(ctx, id, cluster.NodeRecord{Name: string(id), Incarnation: have}); err != nil {
+			return err
+		}
+	}
+	boot := "unknown"
+	if hb, err := a.store.ReadHeartbeat(ctx, id, slotRead); err == nil {
+		boot = cmp.Or(hb.Boot, boot)
+	}
+	return m.Update(ctx, id, func(rec *cluster.NodeRecord) error {
+		if present {
+			rec.Incarnation = max(rec.Incarnation, have)
+			// It may have been admitted since. One without a boot never was, and is never lost.
+			rec.BootID = cmp.Or(rec.BootID, boot)
+		}
+		// Its daemon was stopped for this; it is not lost.
+		rec.Stopped, rec.StoppedAt = cluster.StopInactive, now()
+		rec.Elsewhere = cluster.Elsewhere{}
+		return nil
+	})
 }
 
 // beating names the nodes whose daemons write their heartbeats, or may do so.
@@ -125,7 +171,7 @@ func (a *app) beating(ctx context.Context) ([]string, error) {
 	a.say("watching the heartbeats of %d nodes for %s …", len(owners), recoverWatch)
 	first := map[cluster.NodeID]cluster.Heartbeat{}
 	read := func(n cluster.NodeID) (cluster.Heartbeat, error) {
-		hb, err := a.store.ReadHeartbeat(ctx, n, 2*time.Second)
+		hb, err := a.store.ReadHeartbeat(ctx, n, slotRead)
 		if errors.Is(err, cluster.ErrTorn) {
 			err = nil // never written
 		}

@@ -322,6 +322,11 @@ func (a *app) relocate(ctx context.Context, word, to string) error {
 	if s.facts.Master == "" {
 		return fail(exitReach, "there is no master now, and a relocation needs one; see 'shaman stat'")
 	}
+	if act.Start {
+		if err := roomFor(s, res, act.To); err != nil {
+			return err
+		}
+	}
 	sent, err := a.ask(ctx, act)
 	if err != nil && (errors.Is(err, dispatch.ErrBusy) || errors.Is(err, dispatch.ErrNodeAway) || !a.handedOn(ctx, sent)) {
 		return err
