@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/shaman-ha/shaman/internal/boottime"
@@ -94,7 +95,7 @@ func (r *session) finish(j *job, o cluster.Outcome, err error) {
 			r.Log.Warn("cannot take a resource off the list of starts after boot", zap.String("resource", string(j.id)), zap.Error(derr))
 		}
 		r.Log.Info("start after boot", zap.String("resource", string(j.id)), zap.String("outcome", string(o)), zap.String("error", msg))
-		r.Event(cluster.Event{Kind: "boot-" + string(o), Resource: j.id, Message: "start after boot: " + string(o) + " " + msg})
+		r.Event(cluster.Event{Kind: "boot-" + string(o), Resource: j.id, Message: strings.TrimSpace("start after boot: " + string(o) + " " + msg)})
 		r.Look()
 		return
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/shaman-ha/shaman/internal/cluster"
@@ -99,6 +100,9 @@ func (a *app) events(ctx context.Context, f eventFilter, follow bool, s *snapsho
 				about = string(e.Resource) + ": "
 			case e.Subject != "" && e.Subject != e.Node:
 				about = s.name(e.Subject) + ": "
+			}
+			if strings.HasPrefix(e.Message, "node "+about) {
+				about = ""
 			}
 			a.print("%s  %-8s  %-18s  %s%s\n", e.Time.Local().Format("2006-01-02 15:04:05.000"), s.name(e.Node), e.Kind, about, clean(e.Message))
 		}

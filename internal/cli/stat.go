@@ -139,6 +139,9 @@ func renderDuplicates(out io.Writer, j statJSON) {
 	fmt.Fprintf(out, "\nDUPLICATE resources: %d VEs have more than one; next: 'shaman del' the wrong ones\n", j.Drift["duplicate"])
 	byPath := map[string][]string{}
 	for _, r := range j.Resources {
+		if r.Path == "" {
+			continue // a broken one whose file cannot be read
+		}
 		byPath[r.Path] = append(byPath[r.Path], r.ID)
 	}
 	for _, path := range slices.Sorted(maps.Keys(byPath)) {

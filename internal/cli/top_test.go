@@ -42,7 +42,7 @@ func press(t *testing.T, m topModel, keys ...string) topModel {
 
 func TestTopScreen(t *testing.T) {
 	away := awaySnapshot()
-	away.etcdErr = errors.New("etcd does not answer; check ETCD_ENDPOINTS, the network and 'etcdctl endpoint health': context deadline exceeded")
+	away.etcdErr = errors.New("etcd does not answer; check ETCD_ENDPOINTS, the network, certificates and 'etcdctl endpoint health': context deadline exceeded")
 	away.mountErr = errors.New("the mount is lost")
 	for _, tt := range []struct {
 		golden string

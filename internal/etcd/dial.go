@@ -129,7 +129,7 @@ func Explain(err error) error {
 		errors.Is(err, rpctypes.ErrInvalidAuthToken), code(err) == codes.Unauthenticated, code(err) == codes.PermissionDenied:
 		return fmt.Errorf("etcd refuses this user; check ETCD_USERNAME, ETCD_PASSWORD_FILE and the user's role: %w", err)
 	case errors.Is(err, context.DeadlineExceeded), code(err) == codes.Unavailable, code(err) == codes.DeadlineExceeded:
-		return fmt.Errorf("etcd does not answer; check ETCD_ENDPOINTS, the network and 'etcdctl endpoint health': %w", err)
+		return fmt.Errorf("etcd does not answer; check ETCD_ENDPOINTS, the network, certificates and 'etcdctl endpoint health': %w", err)
 	}
 	return err
 }

@@ -37,7 +37,7 @@ func Up(ctx context.Context, o Options, say Say) (l *Lab, err error) {
 	if !l.Namespaces {
 		how = "all on one mount (run as root for a mount each)"
 	}
-	say("lab in %s: %d etcd members, %d nodes, %s, %d VEs", l.Dir, len(l.Members), len(l.Nodes), how, len(l.VEs))
+	say("lab in %s: %d nodes, %s; %d VEs; an etcd of %d", l.Dir, len(l.Nodes), how, len(l.VEs), len(l.Members))
 	for _, m := range l.Members {
 		if err := l.StartEtcd(m); err != nil {
 			return l, err
