@@ -59,19 +59,19 @@ func (n *Node) obey(ctx context.Context) error {
 }
 
 func (n *Node) obeyOnce(ctx context.Context) error {
-	inc := n.State.get().Incarnation
-	order, due := n.ordered(inc)
-	if !due {
+	if _, due := n.ordered(n.State.get().Incarnation); !due {
 		return nil
 	}
+	// Until the answer is written: the gate that closes, and the VEs that are
+	// stopped, must not be those of the next incarnation.
 	n.turn.Lock()
-	if n.Admitted() != nil {
-		n.turn.Unlock()
-		return nil // its guard sees the order
+	defer n.turn.Unlock()
+	inc := n.State.get().Incarnation
+	order, due := n.ordered(inc)
+	if !due || n.Admitted() != nil {
+		return nil // an admitted node's guard sees the order
 	}
-	err := n.State.update(func(m *memory) { m.Closed = max(m.Closed, inc) })
-	n.turn.Unlock()
-	if err != nil {
+	if err := n.State.update(func(m *memory) { m.Closed = max(m.Closed, inc) }); err != nil {
 		return err
 	}
 	reason := fmt.Errorf("the master ordered it, for failover %s", order.Failover)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/shaman-ha/shaman/internal/cluster"
@@ -108,6 +109,29 @@ func TestADaemonThatWasRestartedObeysBeforeItGoesOn(t *testing.T) {
 	must(t, s.obeyOnce(t.Context())) // answered; nothing is done twice
 	if len(s.mount.answers) != 1 {
 		t.Error("answered twice")
+	}
+}
+
+// The next incarnation waits for the answer: its gate and its VEs are its own.
+func TestNothingBeginsWhileAnOrderIsObeyed(t *testing.T) {
+	s := newSite(t)
+	s.hv.Run("/ve/a", drivertest.Definition{})
+	s.hv.Inject("kill", "/ve/a", drivertest.Fault{Hang: true})
+	s.Settings = func() Settings { return Settings{StopBudget: 100 * time.Millisecond} }
+	must(t, s.State.update(func(m *memory) { m.Incarnation = 3 }))
+	s.give(order)
+	done := make(chan error, 1)
+	go func() { done <- s.obeyOnce(t.Context()) }()
+	eventually(t, "the order is being obeyed", func() bool { return s.State.get().Closed == 3 })
+	must(t, s.begin(Admitted{Incarnation: 4, Lease: s.lease}))
+	if _, err := s.Gate.Hold(4); err != nil {
+		t.Errorf("the gate of the next incarnation: %v", err)
+	}
+	if err := <-done; err == nil {
+		t.Error("a stop that hangs was taken for done")
+	}
+	if _, err := s.Gate.Hold(4); err != nil {
+		t.Errorf("the gate of the next incarnation was closed for the one before: %v", err)
 	}
 }
 

@@ -212,13 +212,30 @@ func TestRetireForTheDaemonBefore(t *testing.T) {
 func TestQuiesceStopsWhatHasAResource(t *testing.T) {
 	s := newSite(t)
 	s.mount.census.Repositories = map[cluster.NodeID]cluster.Listing{s.Self: {Resources: []cluster.Resource{{Path: "/ve/a"}}}}
-	ours := s.ours(t.Context())
+	ours, _ := s.ours(t.Context())
 	if !ours(cluster.VE{Path: "/ve/a"}) || ours(cluster.VE{Path: "/ve/b"}) || !ours(cluster.VE{Path: "/ve/c", HA: true}) {
 		t.Error("ours are those with a resource, and those with high availability on")
 	}
 	s.mount.err = errors.New("no mount")
-	if !s.ours(t.Context())(cluster.VE{Path: "/ve/b"}) {
+	if ours, err := s.ours(t.Context()); err == nil || !ours(cluster.VE{Path: "/ve/b"}) {
 		t.Error("where the mount cannot be read, any VE may have a resource")
+	}
+}
+
+// join --ignore-res is no word about what was added later, by whomever.
+func TestQuiesceStopsWhatWasIgnoredOnce(t *testing.T) {
+	s := newSite(t)
+	s.hv.Run("/ve/a", drivertest.Definition{})
+	s.Ignored = func(string) bool { return true }
+	s.mount.census.Repositories = map[cluster.NodeID]cluster.Listing{s.Self: {Resources: []cluster.Resource{{Path: "/ve/a"}}}}
+	s.Gate.Open(3)
+	if err := s.quiesce(t.Context(), 3, errReason); err != nil || s.hv.Running("/ve/a") {
+		t.Errorf("quiesce = %v, runs %v", err, s.hv.Running("/ve/a"))
+	}
+	s.hv.Run("/ve/a", drivertest.Definition{})
+	s.mount.census, s.mount.err = cluster.Census{}, errors.New("no mount")
+	if err := s.quiesce(t.Context(), 3, errReason); err == nil || !strings.Contains(err.Error(), "/ve/a was left alone") {
+		t.Errorf("quiesce = %v; what is left alone may have a resource", err)
 	}
 }
 

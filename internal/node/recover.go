@@ -262,7 +262,8 @@ func (n *Node) admit(ctx context.Context, l Lease, known cluster.NodeRecord, inc
 		return Admitted{}, err
 	}
 	if err := n.State.update(func(m *memory) {
-		m.Lease, m.Incarnation, m.Serial = l.ID(), inc, serial
+		// The serial covers all orders so far, and begins low again in a rebuilt etcd.
+		m.Lease, m.Incarnation, m.Serial, m.Answered = l.ID(), inc, serial, 0
 	}); err != nil {
 		return Admitted{}, err
 	}
@@ -341,7 +342,7 @@ func (n *Node) stopAll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ours := n.ours(ctx)
+	ours, known := n.ours(ctx)
 	done := make(chan error, len(ves))
 	waiting := 0
 	for _, v := range ves {
@@ -371,14 +372,18 @@ func (n *Node) stopAll(ctx context.Context) error {
 		if ours(v) && v.State != cluster.VEStopped {
 			return fmt.Errorf("%s runs again after everything was stopped", v.Path)
 		}
+		if known != nil && v.State != cluster.VEStopped {
+			return fmt.Errorf("%s was left alone, and may have a resource: %w", v.Path, known)
+		}
 	}
 	return nil
 }
 
 // ours tells of which VEs this node has to let go: those that are highly
 // available by the hypervisor's word, and those that have a resource anywhere,
-// whatever it says now. Where the mount cannot be read, all may have one.
-func (n *Node) ours(ctx context.Context) func(cluster.VE) bool {
+// whatever it says now, also if it was to be left alone once. Where the mount
+// cannot be read, which known tells, all others may have one.
+func (n *Node) ours(ctx context.Context) (ours func(cluster.VE) bool, known error) {
 	all, err := n.Mount.Census(ctx)
 	paths := map[string]bool{}
 	add := func(rs []cluster.Resource) {
@@ -392,5 +397,5 @@ func (n *Node) ours(ctx context.Context) func(cluster.VE) bool {
 	for _, l := range all.Pools {
 		add(l.Resources)
 	}
-	return func(v cluster.VE) bool { return !n.Ignored(v.Path) && (v.HA || err != nil || paths[v.Path]) }
+	return func(v cluster.VE) bool { return paths[v.Path] || !n.Ignored(v.Path) && (v.HA || err != nil) }, err
 }

@@ -35,8 +35,16 @@ func (s *Store) Connect(ctx context.Context, clusterName string, etcdClusterID u
 	return c, nil
 }
 
-// Sync flushes the whole shared file system.
+// Sync waits until all that was being changed when it was called has ended, though
+// its caller may be gone, and flushes the whole shared file system.
 func (s *Store) Sync(ctx context.Context) error {
+	for _, freed := range s.names.all() {
+		select {
+		case <-freed:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for what is being changed on the shared file system: %w", context.Cause(ctx))
+		}
+	}
 	return s.do(ctx, "flush the shared file system", func() error { return syncfs(s.root) })
 }
 

@@ -136,6 +136,27 @@ func TestAWorkerThatHangsKeepsItsName(t *testing.T) {
 	})
 }
 
+// A node that says that it has stopped writes nothing any more.
+func TestSyncWaitsForWorkersWhoseCallersAreGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestStore(t, n1)
+		write(t, s, own(n1, "vm-a"), "/a\n")
+		release := hang(s)
+		if _, err := s.GiveBack(t.Context(), n1, 1, "vm-a"); !errors.Is(err, ErrHung) {
+			t.Errorf("give back: %v", err)
+		}
+		budget := errors.New("STOP_BUDGET is over")
+		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, budget)
+		defer cancel()
+		if err := s.Sync(ctx); !errors.Is(err, budget) {
+			t.Errorf("Sync = %v while the rename hangs", err)
+		}
+		release()
+		try(t, s.Sync(t.Context()))
+		wantHoldings(t, s, map[string]string{inPool(pool(n1, 0), "vm-a"): "/a\n"})
+	})
+}
+
 func TestWaitingForANameEndsWithTheContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTestStore(t, n1)

@@ -57,6 +57,17 @@ func (r *reserved) take(names []string) <-chan struct{} {
 	return nil
 }
 
+// all returns what is closed when the names held now become free.
+func (r *reserved) all() []<-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := make([]<-chan struct{}, 0, len(r.held))
+	for _, freed := range r.held {
+		out = append(out, freed)
+	}
+	return out
+}
+
 func (r *reserved) free(names []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -100,7 +100,15 @@ func New(o Options) (*Driver, error) {
 		if err == nil {
 			err = json.Unmarshal(data, &reg)
 		}
-		if err != nil || reg.Path == "" {
+		if err == nil && reg.Path == "" {
+			err = errors.New("it names no path")
+		}
+		if err != nil {
+			v := &ve{path: f.Name(), run: filepath.Join(d.runDir(), strings.TrimSuffix(f.Name(), ".json"))}
+			if runs, rerr := v.running(); runs || rerr != nil {
+				// It would be taken for stopped, and be started elsewhere.
+				return nil, fmt.Errorf("driver process: the VE of registration %s runs, and which one it is cannot be read: %w; end it (its process id is in %s), remove the registration, and start again", filepath.Join(d.stateDir(), f.Name()), errors.Join(err, rerr), filepath.Join(v.run, "pid"))
+			}
 			o.Logger.Error("a registration cannot be read; the VE is unknown here until it is registered again", zap.String("path", f.Name()), zap.Error(err))
 			continue
 		}

@@ -25,9 +25,13 @@ func newLab(t *testing.T) lab {
 	return lab{mount: t.TempDir(), state: t.TempDir(), run: t.TempDir()}
 }
 
+func (l lab) options() Options {
+	return Options{StateDir: l.state, RunDir: l.run, Logger: zap.NewNop()}
+}
+
 func (l lab) open(t *testing.T) *Driver {
 	t.Helper()
-	d, err := New(Options{StateDir: l.state, RunDir: l.run, Logger: zap.NewNop()})
+	d, err := New(l.options())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -228,6 +232,24 @@ func TestTroubleOfTheNodeHolds(t *testing.T) {
 			t.Errorf("classify(%v) = %v; want it as it is: it is the VE's own", err, got)
 		}
 	}
+}
+
+// What runs, and is not known, would be told to be stopped.
+func TestARegistrationOfARunningVEHasToBeRead(t *testing.T) {
+	l := newLab(t)
+	path := l.runVE(t, l.open(t), "a")
+	file := filepath.Join(l.state, "process", key(path)+".json")
+	if err := os.WriteFile(file, []byte(`{"pa`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(l.options()); err == nil || !strings.Contains(err.Error(), file) {
+		t.Errorf("New = %v; want one that names %s", err, file)
+	}
+	l.end(t, path, cluster.CauseCrash)
+	eventually(t, "it is let go once its VE has ended", func() bool {
+		_, err := New(l.options())
+		return err == nil
+	})
 }
 
 func TestARegistrationThatCannotBeReadHoldsNobodyElse(t *testing.T) {
