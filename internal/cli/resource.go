@@ -282,7 +282,7 @@ func (a *app) startCmd() *cobra.Command {
 
 func (a *app) relocateCmd() *cobra.Command {
 	return &cobra.Command{Use: "relocate RES [NODE]", Short: "Stop a VE where it is and start it elsewhere", Args: cobra.RangeArgs(1, 2),
-		Long: "Stop a VE where it is and start it on NODE, or where the relocation policy chooses. A VE that was stopped is moved without being started. It waits until the VE is there.",
+		Long: "Stop a VE where it is and start it on NODE, or where the relocation policy chooses. A VE that was stopped is moved without being started. If there is no room for one that runs, nothing is done. It waits until the VE is there.",
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := a.connect(c.Context()); err != nil {
 				return err

@@ -342,7 +342,7 @@ func (n *Node) stopAll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ours, known := n.ours(ctx)
+	ours, blind := n.ours(ctx)
 	done := make(chan error, len(ves))
 	waiting := 0
 	for _, v := range ves {
@@ -372,8 +372,8 @@ func (n *Node) stopAll(ctx context.Context) error {
 		if ours(v) && v.State != cluster.VEStopped {
 			return fmt.Errorf("%s runs again after everything was stopped", v.Path)
 		}
-		if known != nil && v.State != cluster.VEStopped {
-			return fmt.Errorf("%s was left alone, and may have a resource: %w", v.Path, known)
+		if blind != nil && v.State != cluster.VEStopped {
+			return fmt.Errorf("%s was left alone, and may have a resource: %w", v.Path, blind)
 		}
 	}
 	return nil
@@ -382,9 +382,9 @@ func (n *Node) stopAll(ctx context.Context) error {
 // ours tells of which VEs this node has to let go: those that are highly
 // available by the hypervisor's word, and those that have a resource anywhere,
 // whatever it says now, also if it was to be left alone once. Where the mount
-// cannot be read, which known tells, all others may have one.
-func (n *Node) ours(ctx context.Context) (ours func(cluster.VE) bool, known error) {
-	all, err := n.Mount.Census(ctx)
+// cannot be read, which blind tells, all others may have one.
+func (n *Node) ours(ctx context.Context) (ours func(cluster.VE) bool, blind error) {
+	all, blind := n.Mount.Census(ctx)
 	paths := map[string]bool{}
 	add := func(rs []cluster.Resource) {
 		for _, r := range rs {
@@ -397,5 +397,5 @@ func (n *Node) ours(ctx context.Context) (ours func(cluster.VE) bool, known erro
 	for _, l := range all.Pools {
 		add(l.Resources)
 	}
-	return func(v cluster.VE) bool { return paths[v.Path] || !n.Ignored(v.Path) && (v.HA || err != nil) }, err
+	return func(v cluster.VE) bool { return paths[v.Path] || !n.Ignored(v.Path) && (v.HA || blind != nil) }, blind
 }
