@@ -12,6 +12,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/shaman-ha/shaman/internal/config"
 	shaman "github.com/shaman-ha/shaman/internal/daemon"
+	"github.com/shaman-ha/shaman/internal/watchdog"
 )
 
 // exitUsage is the exit code for a configuration that cannot be used.
@@ -40,6 +41,7 @@ func run() int {
 	defer stop()
 	d, err := shaman.New(shaman.Options{
 		Local: local, Logger: log, At: failpoint(), Leaving: shaman.AskSystemd,
+		Reset:  watchdog.Resetter(local.ResetCommand, log),
 		Notify: func(state string) { _, _ = daemon.SdNotify(false, state) }, // outside systemd there is nobody to tell
 	})
 	if err == nil {

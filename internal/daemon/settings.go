@@ -47,7 +47,7 @@ func (m *member) agentSettings() agent.Settings {
 
 func (m *member) nodeSettings() node.Settings {
 	c := m.settings.Load()
-	return node.Settings{Timing: c.Timing(), StopBudget: c.StopBudget, ActionTimeout: c.ActionTimeout, CrashLimit: c.NodeCrashThreshold}
+	return node.Settings{Timing: c.Timing(), StopBudget: c.StopBudget, ActionTimeout: c.ActionTimeout, CrashLimit: c.NodeCrashThreshold, Watchdog: c.WatchdogTimeout, Reboot: c.LeaseLostAction == "reboot"}
 }
 
 func (m *member) engineSettings() failover.Settings {

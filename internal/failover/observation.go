@@ -115,6 +115,14 @@ func (o *Observation) view() cluster.View {
 	return cluster.NewView(f)
 }
 
+// lostFor is for how long a node's alive key has been seen to be absent.
+func (o *Observation) lostFor(n cluster.NodeID) time.Duration {
+	if at, seen := o.LostSince[n]; seen {
+		return o.Now.Sub(at)
+	}
+	return 0
+}
+
 func (o *Observation) name(n cluster.NodeID) string {
 	if e, ok := o.Nodes[n]; ok && e.Value.Name != "" {
 		return e.Value.Name

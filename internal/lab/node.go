@@ -38,6 +38,9 @@ func (l *Lab) Start(n Node) error {
 			return err
 		}
 	}
+	if err := l.startDog(n); err != nil {
+		return err
+	}
 	if l.host(n) == 0 {
 		// Without its mount and cables nothing of a node works any more.
 		if err := l.startHost(n); err != nil {

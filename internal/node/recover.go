@@ -248,10 +248,11 @@ func (n *Node) admit(ctx context.Context, l Lease, known cluster.NodeRecord, inc
 	}
 	a := Admitted{Incarnation: inc, Lease: l}
 	former := n.State.get().Lease
+	wd := n.arm()
 	serial, err := n.Members.Admit(ctx, cluster.Admission{
 		Node: n.Self, Incarnation: inc, Lease: l.ID(), Former: former,
 		Alive: n.aliveRecord(a), BootID: n.BootID, HardwareID: n.HardwareID, Name: n.Name, Address: n.Address,
-		At: time.Now(), CrashLimit: n.Settings().CrashLimit,
+		At: time.Now(), CrashLimit: n.Settings().CrashLimit, Watchdog: wd,
 	})
 	switch {
 	case errors.Is(err, cluster.ErrOtherHolder):
@@ -321,6 +322,9 @@ func (n *Node) quiesce(ctx context.Context, inc cluster.Incarnation, reason erro
 	qctx, cancel := context.WithTimeout(ctx, n.Settings().StopBudget)
 	defer cancel()
 	begin := boottime.Now()
+	// Not done in time: the watchdog does it. Others may have been told already that
+	// nothing runs here.
+	n.Watchdog.Limit(begin.Add(n.Settings().StopBudget))
 	err := n.Gate.Close(qctx)
 	if err == nil {
 		err = n.stopAll(qctx)
@@ -332,6 +336,7 @@ func (n *Node) quiesce(ctx context.Context, inc cluster.Incarnation, reason erro
 	if err != nil {
 		n.Log.Error("could not stop everything in time", zap.Duration("elapsed", boottime.Since(begin)), zap.Error(err))
 	} else {
+		n.Watchdog.Lift()
 		n.Log.Warn("stopped everything", zap.Duration("elapsed", boottime.Since(begin)), zap.NamedError("reason", reason))
 	}
 	return err

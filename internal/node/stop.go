@@ -14,29 +14,49 @@ import (
 // Inactive from then on, its VEs run on, and no failover follows. Call it after
 // Run has returned, with the lease of the last admission; nil stands for that of
 // the daemon before this one, which this one did not get to resume. done is false
-// if the node was not admitted, so that there is nothing to record.
+// if the node was not admitted, so that there is nothing to record. With an error
+// nothing is recorded, and an armed watchdog stays armed; try again.
 func (n *Node) Retire(ctx context.Context, l Lease) (done bool, err error) {
 	id := n.State.get().Lease
 	if l != nil {
 		id = l.ID()
 	}
 	if id == 0 {
-		return false, nil
+		return false, n.letGo(ctx)
 	}
 	err = n.Members.Stop(ctx, n.Self, id, cluster.StopInactive, time.Now().UTC().Format(time.RFC3339))
-	if l == nil && errors.Is(err, cluster.ErrOtherHolder) {
-		return false, nil
+	if errors.Is(err, cluster.ErrOtherHolder) && (l == nil || n.Watchdog.State().Armed) {
+		return false, n.letGo(ctx)
 	}
 	if err != nil {
 		return false, err
 	}
+	n.Watchdog.Disarm() // the same transaction took it out of the record
 	if err := n.State.update(func(m *memory) { m.Lease = 0 }); err != nil {
 		n.Log.Warn("the next daemon will ask for a lease that is gone", zap.Error(err))
 	}
 	if l == nil {
 		return true, nil // the key is gone; the lease itself ends by itself
 	}
-	return true, l.Revoke(ctx)
+	if err := l.Revoke(ctx); err != nil {
+		n.Log.Debug("the lease ends by itself", zap.Error(err))
+	}
+	return true, nil
+}
+
+// letGo disarms the watchdog of a node that is not admitted: because nothing runs
+// here any more, or because etcd has recorded that nobody may count on it.
+func (n *Node) letGo(ctx context.Context) error {
+	if !n.Watchdog.State().Armed {
+		return nil
+	}
+	if !n.State.quiesced() {
+		if err := n.Members.DisownWatchdog(ctx, n.Self); err != nil {
+			return err
+		}
+	}
+	n.Watchdog.Disarm()
+	return nil
 }
 
 // Leave ends the membership of this node, unless ready objects: it is asked when
@@ -60,6 +80,7 @@ func (n *Node) Leave(ctx context.Context, ready func(context.Context) error) err
 		}
 		return fmt.Errorf("leave: %w", err)
 	}
+	n.Watchdog.Disarm() // the record is gone, and nobody counts on it
 	n.setLeft(true)
 	n.Event(cluster.Event{Kind: "left", Subject: n.Self, Message: "left the cluster"})
 	if err := n.State.update(func(m *memory) { m.Lease, m.Starts = 0, nil }); err != nil {
