@@ -80,6 +80,7 @@ type fakeMembers struct {
 	stopped  cluster.StopKind
 	onLeave  func()
 	dogErr   error
+	stopErr  error
 }
 
 func (m *fakeMembers) Get(context.Context, cluster.NodeID) (cluster.NodeRecord, int64, error) {
@@ -134,6 +135,9 @@ func (m *fakeMembers) Admit(_ context.Context, a cluster.Admission) (int64, erro
 func (m *fakeMembers) Stop(_ context.Context, _ cluster.NodeID, _ int64, kind cluster.StopKind, _ string) error {
 	m.stopped = kind
 	m.tr.add("stop")
+	if m.stopErr != nil {
+		return m.stopErr
+	}
 	return m.leaveErr
 }
 func (m *fakeMembers) Leave(context.Context, cluster.NodeID, int64) error {
@@ -238,14 +242,21 @@ func (d *fakeDog) Retune(timeout, selfFence time.Duration) error {
 	return nil
 }
 func (d *fakeDog) Disarm() {
-	d.tr.add("disarm")
+	d.armedAdd("disarm")
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.now = cluster.Watchdog{}
 }
+
+// armedAdd traces what concerns a dog that is armed.
+func (d *fakeDog) armedAdd(step string) {
+	if d.State().Armed {
+		d.tr.add(step)
+	}
+}
 func (d *fakeDog) Contact(boottime.Time) {}
-func (d *fakeDog) Limit(boottime.Time)   { d.tr.add("limit") }
-func (d *fakeDog) Lift()                 { d.tr.add("lift") }
+func (d *fakeDog) Limit(boottime.Time)   { d.armedAdd("limit") }
+func (d *fakeDog) Lift()                 { d.armedAdd("lift") }
 func (d *fakeDog) State() cluster.Watchdog {
 	d.mu.Lock()
 	defer d.mu.Unlock()
