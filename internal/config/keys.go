@@ -78,7 +78,7 @@ var clusterKeys = []Key{
 	{"ACTION_TIMEOUT", "60s", durations, "Deadline of one call to the hypervisor, and of an action that nobody takes."},
 	{"LOCK_RETRY_TIMEOUT", "150s", durations, "How long a start waits for a dead client's file lock."},
 	{"HOST_MEMORY_RESERVE", "512MiB", sizes, "Memory of every node that relocation leaves alone."},
-	{"SHUTDOWN_POLICY", "freeze", "freeze or failover", "What an orderly shutdown of a host means for its VEs. This version leaves them."},
+	{"SHUTDOWN_POLICY", "freeze", "freeze or failover", "What an orderly shutdown of a host means for its VEs: they wait for it, or are started elsewhere."},
 	{"LEASE_CHECK_TIMEOUT_FOR_SLAVE", "0s", durations, "Extra patience after a node's lease has ended."},
 	{"LEASE_CHECK_TIMEOUT_FOR_MASTER", "", durations, "Accepted for compatibility; the election needs no extra time."},
 	{"WATCHDOG_ACTION", "", "text", "Accepted for compatibility; the watchdog device resets the machine."},

@@ -50,6 +50,7 @@ type Leaving int
 const (
 	LeaveInactive Leaving = iota // nobody looks after the VEs; no failover
 	LeaveRestart                 // back in a moment: everything is kept
+	LeaveDown                    // the host is shutting down: its VEs are stopped
 )
 
 // Daemon is one shaman-monitor.
@@ -65,7 +66,8 @@ type Daemon struct {
 	store     *resources.Store
 	drivers   *hypervisor.Set
 	dog       *watchdog.Dog
-	living    atomic.Pointer[node.Node] // while there is a membership
+	living    atomic.Pointer[node.Node]             // of the last membership
+	goodbye   atomic.Pointer[func(context.Context)] // that one's orderly shutdown
 	settings  atomic.Pointer[config.Cluster]
 	status    atomic.Pointer[string]       // one sentence on what the daemon is at
 	ready     atomic.Pointer[func() error] // why the node cannot do its work now; nil = it is no member yet
@@ -162,6 +164,14 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// ShutDown is called when this host begins to shut down. It returns when its VEs
+// are stopped and etcd knows, or when that cannot be done.
+func (d *Daemon) ShutDown(ctx context.Context) {
+	if bye := d.goodbye.Load(); bye != nil {
+		(*bye)(ctx)
+	}
 }
 
 // starved is told that the watchdog is fed no more.

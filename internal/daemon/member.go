@@ -190,6 +190,8 @@ func (m *member) buildNode() error {
 		Event:  m.events.Add, Log: m.Logger.Named("node"),
 	}
 	m.living.Store(m.node)
+	bye := m.shutDown
+	m.goodbye.Store(&bye)
 	return nil
 }
 
@@ -225,7 +227,21 @@ func poke(c chan struct{}) {
 }
 
 // run runs all parts of a membership; the first one to end ends all.
-func (m *member) run(ctx context.Context) error {
+func (m *member) run(outer context.Context) error {
+	// Everything goes on until this node has said goodbye, if it is to.
+	ctx, end := context.WithCancelCause(context.WithoutCancel(outer))
+	defer end(nil)
+	leaving := LeaveInactive
+	farewell := context.AfterFunc(outer, func() {
+		if m.Leaving != nil {
+			leaving = m.Leaving()
+		}
+		if leaving == LeaveDown {
+			m.shutDown(ctx)
+		}
+		end(context.Cause(outer))
+	})
+	defer farewell()
 	defer m.gatherers.Store(&prometheus.Gatherers{m.registry})
 	ready := m.whyNotReady
 	m.ready.Store(&ready)
@@ -267,10 +283,24 @@ func (m *member) run(ctx context.Context) error {
 	g.Go(func() error { return m.node.Run(gctx) })
 	err := g.Wait()
 	if ctx.Err() != nil {
-		m.retire(ctx, last.Lease)
+		m.retire(ctx, last.Lease, leaving)
 	}
 	return err
 }
+
+// shutDown is the orderly end of this host.
+func (m *member) shutDown(ctx context.Context) {
+	c := m.settings.Load()
+	ctx, cancel := context.WithTimeout(ctx, c.ActionTimeout+c.StopBudget+downSlack)
+	defer cancel()
+	m.say("the host is shutting down; stopping its VEs")
+	if err := m.node.ShutDown(ctx); err != nil {
+		m.Logger.Warn("this host shuts down without a record of it", zap.Error(err))
+	}
+}
+
+// downSlack is the time for etcd to record that a host went down.
+const downSlack = 5 * time.Second
 
 func (m *member) leaseValid() bool {
 	l := m.currentLease()
@@ -289,8 +319,8 @@ func (m *member) whyNotReady() error {
 }
 
 // retire is the end of a daemon that was told to stop.
-func (m *member) retire(ctx context.Context, l node.Lease) {
-	if m.Leaving != nil && m.Leaving() == LeaveRestart {
+func (m *member) retire(ctx context.Context, l node.Lease, leaving Leaving) {
+	if leaving == LeaveRestart {
 		m.Logger.Info("the daemon restarts: lease and VEs are kept")
 		return
 	}

@@ -57,6 +57,6 @@ func (m *member) engineSettings() failover.Settings {
 	return failover.Settings{
 		Timing: c.Timing(), Patience: c.Patience, SkipThreshold: c.SkipThreshold(nodes), StopBudget: c.StopBudget,
 		PoolCheck: c.PoolCheckTimeout, ActionTimeout: c.ActionTimeout, RelocateTries: c.RelocateTries,
-		Reserve: c.HostMemoryReserve, ManualAllowed: slices.Contains(c.FenceMethods, "manual"), RebootedCounts: true,
+		Reserve: c.HostMemoryReserve, ManualAllowed: slices.Contains(c.FenceMethods, "manual"), RebootedCounts: true, MoveDown: c.ShutdownPolicy == "failover",
 	}
 }

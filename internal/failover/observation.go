@@ -31,6 +31,7 @@ type Settings struct {
 	Reserve        cluster.Bytes
 	ManualAllowed  bool
 	RebootedCounts bool
+	MoveDown       bool // SHUTDOWN_POLICY=failover
 }
 
 // Pulse is what is known of a node's heartbeat.

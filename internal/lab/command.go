@@ -48,6 +48,7 @@ As root each node has a mount namespace with a mount of its own, which can be cu
 	}
 	each("crash-monitor", "Kill a node's daemon alone; 'start' starts it again", (*Lab).CrashMonitor)
 	each("stop-monitor", "Stop a node's daemon in good order, as 'systemctl stop' does", (*Lab).StopMonitor)
+	each("shutdown", "Shut a node down in good order: its VEs are stopped, then its power goes off", (*Lab).Shutdown)
 	each("resume", "Let a node go on that was paused", (*Lab).Resume)
 	each("heal", "Mend all cables of a node", func(l *Lab, n Node) error { return l.SetCut(n, Cut{}) })
 	each("break-fencing", "Make a node's fence agent fail", func(l *Lab, n Node) error { return l.BreakFencing(n, true) })

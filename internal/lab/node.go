@@ -118,6 +118,15 @@ func (l *Lab) CrashMonitor(n Node) error { return l.signalMonitor(n, syscall.SIG
 // StopMonitor ends a node's daemon in good order, as systemctl stop does.
 func (l *Lab) StopMonitor(n Node) error { return l.signalMonitor(n, syscall.SIGTERM) }
 
+// Shutdown ends a node in good order: its daemon is told that the host goes down,
+// and the power goes off when it has ended.
+func (l *Lab) Shutdown(n Node) error {
+	if err := l.signalMonitor(n, syscall.SIGPWR); err != nil {
+		return err
+	}
+	return l.Kill(n)
+}
+
 func (l *Lab) signalMonitor(n Node, sig syscall.Signal) error {
 	pid := l.Monitor(n)
 	if pid == 0 {

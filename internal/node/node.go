@@ -135,7 +135,9 @@ type Node struct {
 	turn     sync.Mutex // held by who opens the gate, or decides to close it for good
 	mu       sync.Mutex
 	admitted *Admitted
-	left     bool // the repository of this admission goes by its own hand
+	left     bool          // the repository of this admission goes by its own hand
+	down     chan struct{} // closed once this host is shutting down
+	gone     error         // what came of that
 	saidDog  string
 	asked    [2]time.Duration // what the watchdog was last brought to; keepWatchdog's own
 }
@@ -143,6 +145,8 @@ type Node struct {
 var (
 	// ErrLeaseGone is returned by Resume if etcd does not know the lease.
 	ErrLeaseGone = errors.New("etcd does not know the lease any more")
+	// ErrDown ends an admission whose host is shutting down, with everything stopped.
+	ErrDown = errors.New("this host is shutting down")
 	// ErrLeft ends Run after the node has left the cluster.
 	ErrLeft = errors.New("this node left the cluster")
 	// errQuiesced ends an admission whose VEs were all stopped.
@@ -188,6 +192,10 @@ func (n *Node) Run(ctx context.Context) error {
 
 func (n *Node) live(ctx context.Context) error {
 	for {
+		if n.shuttingDown() {
+			<-ctx.Done()
+			return context.Cause(ctx)
+		}
 		l, resumed, err := n.obtain(ctx)
 		if err != nil {
 			return err
@@ -196,6 +204,9 @@ func (n *Node) live(ctx context.Context) error {
 		n.setAdmitted(nil)
 		switch {
 		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case n.shuttingDown():
+			<-ctx.Done() // it comes back after the next boot
 			return context.Cause(ctx)
 		case errors.Is(err, cluster.ErrNotJoined):
 			return ErrLeft
@@ -378,6 +389,8 @@ func (n *Node) guard(ctx context.Context, a Admitted, endWork context.CancelCaus
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
+		case <-n.shutdownBegun():
+			return n.goDown(ctx, a, endWork)
 		case <-tick.C:
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/shaman-ha/shaman/internal/cluster"
+	"github.com/shaman-ha/shaman/internal/hypervisor/drivertest"
 )
 
 func (s *site) withDog(want time.Duration) {
@@ -168,5 +169,47 @@ func TestLeaseLostActionReboots(t *testing.T) {
 		if got := len(s.resets) == 1; got != reboot || s.State.get().Answered != 5 {
 			t.Errorf("LEASE_LOST_ACTION=reboot %v: reset %v, answered %d", reboot, got, s.State.get().Answered)
 		}
+	}
+}
+
+// An orderly shutdown stops everything, records it, and only then disarms.
+func TestShutDown(t *testing.T) {
+	for name, c := range map[string]struct {
+		stopErr error
+		did     string
+		armed   bool
+	}{
+		"recorded":     {did: "stop /ve/a, limit, stop /ve/a, barrier, sync, lift, stop, disarm, revoke"},
+		"etcd is away": {stopErr: errors.New("away"), did: "stop /ve/a, limit, stop /ve/a, barrier, sync, lift, stop", armed: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSite(t)
+			s.dog.now = cluster.Watchdog{Armed: true}
+			s.members.stopErr = c.stopErr
+			s.hv.Run("/ve/a", drivertest.Definition{})
+			s.Gate.Open(3)
+			ctx, cancel := context.WithCancelCause(t.Context())
+			defer cancel(nil)
+			s.setAdmitted(&Admitted{Incarnation: 3, Lease: s.lease})
+			ended := make(chan error, 1)
+			go func() {
+				ended <- s.guard(ctx, Admitted{Incarnation: 3, Lease: s.lease}, func(err error) { cancel(err) })
+			}()
+			done := make(chan error, 1)
+			go func() { done <- s.ShutDown(t.Context()) }()
+			if err := <-ended; !errors.Is(err, ErrDown) {
+				t.Errorf("the admission ends with %v", err)
+			}
+			s.setAdmitted(nil)
+			if err := <-done; (err != nil) != (c.stopErr != nil) {
+				t.Errorf("ShutDown: %v", err)
+			}
+			if s.tr.String() != c.did || s.dog.State().Armed != c.armed || (c.stopErr == nil && s.members.stopped != cluster.StopDown) {
+				t.Errorf("did %q, recorded %q, armed %v; want %q", s.tr, s.members.stopped, s.dog.State().Armed, c.did)
+			}
+			if !s.shuttingDown() || s.State.get().Closed != 3 {
+				t.Error("it would be admitted again, or its gate opens again")
+			}
+		})
 	}
 }
