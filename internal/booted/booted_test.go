@@ -15,7 +15,7 @@ import (
 const version, upgrade = "1.0.0", "1.0.1"
 
 // envBin hands the programs under test to the second life of this process.
-const envBin = "SHAMAN_BOOTED_BIN"
+const envBin = "BOOTED_BIN"
 
 // room is where all boxes of these tests stand; nil = this machine cannot boot any.
 var room *booted.Room

@@ -37,6 +37,7 @@ type Box struct {
 	room  *Room
 	dir   string
 	cgrps []string
+	pipe  *os.File // the switch
 
 	mu   sync.Mutex
 	life *life // nil = it was never switched on
@@ -73,7 +74,7 @@ func (r *Room) NewBox(o Options) (*Box, error) {
 	if err := unix.Mount("overlay", b.Path("/"), "overlay", 0, layers); err != nil {
 		return nil, fmt.Errorf("make box %s: mount an overlay of /: %w", b.Name, err)
 	}
-	if err := b.furnish(); err != nil {
+	if err := errors.Join(b.furnish(), b.wire()); err != nil {
 		return nil, errors.Join(fmt.Errorf("make box %s: %w", b.Name, err), b.Remove())
 	}
 	return b, nil
@@ -148,9 +149,34 @@ func (b *Box) put(file string, data []byte, mode os.FileMode) error {
 	return nil
 }
 
-// PowerFile is there while the box has power: a fence agent looks at it. It holds
-// the pid of a process whose SIGKILL cuts the power.
+// PowerFile is there while the box has power, and Switch is a pipe: whatever is
+// written to it cuts the power. Fence agents use them, from any process namespace.
 func (b *Box) PowerFile() string { return filepath.Join(b.dir, "power") }
+
+// Switch is the pipe to cut the power by.
+func (b *Box) Switch() string { return filepath.Join(b.dir, "switch") }
+
+// wire connects the switch; it is served until the box is removed.
+func (b *Box) wire() (err error) {
+	if err := unix.Mkfifo(b.Switch(), 0o600); err != nil {
+		return fmt.Errorf("make a switch: %w", err)
+	}
+	// For reading and writing, so that it has no end when a writer goes.
+	if b.pipe, err = os.OpenFile(b.Switch(), os.O_RDWR, 0); err != nil {
+		return fmt.Errorf("make a switch: %w", err)
+	}
+	go func() {
+		for buf := make([]byte, 64); ; {
+			if _, err := b.pipe.Read(buf); err != nil {
+				return // closed
+			}
+			if l := b.now(); l != nil {
+				_ = l.capsule.Kill() // the power file tells
+			}
+		}
+	}()
+	return nil
+}
 
 // On tells whether anything of the box runs.
 func (b *Box) On() bool {
@@ -178,6 +204,9 @@ func (b *Box) now() *life {
 func (b *Box) PowerOn(ctx context.Context) error {
 	if b.On() {
 		return fmt.Errorf("switch box %s on: it is on", b.Name)
+	}
+	if err := b.off(); err != nil { // somebody else may have cut the power
+		return err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, Patience, fmt.Errorf("it does not boot within %s", Patience))
 	defer cancel()
@@ -210,7 +239,7 @@ func (b *Box) boot(ctx context.Context) (err error) {
 	b.mu.Lock()
 	b.life = l
 	b.mu.Unlock()
-	err = os.WriteFile(b.PowerFile(), []byte(strconv.Itoa(c.first.Pid)+"\n"), 0o644)
+	err = os.WriteFile(b.PowerFile(), nil, 0o644)
 	go func() {
 		<-c.Done()
 		_ = os.Remove(b.PowerFile())
@@ -322,6 +351,22 @@ func (b *Box) PowerCut() error {
 	return b.off()
 }
 
+// Freeze stops everything of the box at once, as a machine that stalls. Only its
+// power can be cut then.
+func (b *Box) Freeze() error {
+	for _, g := range b.cgrps {
+		file := filepath.Join(g, "cgroup.freeze")
+		if _, err := os.Stat(file); err != nil {
+			continue // a hierarchy of version 1
+		}
+		if err := os.WriteFile(file, []byte("1"), 0o644); err != nil {
+			return fmt.Errorf("freeze box %s: %w", b.Name, err)
+		}
+		return nil
+	}
+	return fmt.Errorf("freeze box %s: this kernel cannot", b.Name)
+}
+
 // Poweroff shuts the box down in good order, and returns when it is off.
 func (b *Box) Poweroff(ctx context.Context) error {
 	if _, err := b.Exec(ctx, "systemctl", "poweroff"); err != nil && b.On() {
@@ -358,6 +403,9 @@ func (b *Box) off() error {
 func (b *Box) Remove() error {
 	if err := b.PowerCut(); err != nil {
 		return err
+	}
+	if b.pipe != nil {
+		b.pipe.Close()
 	}
 	if err := unix.Unmount(b.Path("/"), 0); err != nil {
 		return fmt.Errorf("remove box %s: %w", b.Name, err)

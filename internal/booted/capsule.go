@@ -21,8 +21,8 @@ type Capsule struct {
 // inCapsule is the first process of a capsule: it takes the program into its
 // control groups, with a /proc that fits, and adopts the orphans that it leaves.
 const inCapsule = `mount -t proc proc /proc || exit
-for g in $SHAMAN_CAPSULE_CGROUPS; do echo 0 >"$g/cgroup.procs" || exit; done
-unset SHAMAN_CAPSULE_CGROUPS
+for g in $CAPSULE_CGROUPS; do echo 0 >"$g/cgroup.procs" || exit; done
+unset CAPSULE_CGROUPS
 "$@"
 exit $?`
 
@@ -35,7 +35,7 @@ func Launch(logFile string, groups []string, argv ...string) (*Capsule, error) {
 	}
 	defer out.Close()
 	cmd := exec.Command("/bin/sh", append([]string{"-c", inCapsule, "sh"}, argv...)...)
-	cmd.Env = append(os.Environ(), "SHAMAN_CAPSULE_CGROUPS="+strings.Join(groups, " "))
+	cmd.Env = append(os.Environ(), "CAPSULE_CGROUPS="+strings.Join(groups, " "))
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: syscall.CLONE_NEWPID, Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 	c := &Capsule{done: make(chan struct{})}

@@ -13,7 +13,7 @@ import (
 )
 
 // envRoom tells the process that it is in its room already, and where that is.
-const envRoom = "SHAMAN_BOOTED_ROOM"
+const envRoom = "BOOTED_ROOM"
 
 // nspawnState is where systemd-nspawn keeps notes about its machines.
 const nspawnState = "/run/systemd/nspawn"
