@@ -27,6 +27,7 @@ func TestTheDaemonUnderItsUnit(t *testing.T) {
 		{"it hangs", func(s *site) { s.itEndsBadly("STOP", "Watchdog timeout") }},
 		{"systemctl reload", (*site).itIsReloaded},
 		{"systemctl restart", (*site).itIsRestarted},
+		{"systemctl restart without a bus", (*site).itIsRestartedWithoutABus},
 		{"an upgrade", (*site).itIsUpgraded},
 		{"systemctl stop and start", (*site).itIsStopped},
 	} {
@@ -268,6 +269,12 @@ func (s *site) itIsRestarted() {
 	}
 	s.untouched(m)
 	s.stayed(m)
+}
+
+func (s *site) itIsRestartedWithoutABus() {
+	s.exec("systemctl", "stop", "dbus.socket", "dbus.service")
+	s.itIsRestarted()
+	s.exec("systemctl", "start", "dbus.socket")
 }
 
 func (s *site) itIsUpgraded() {
