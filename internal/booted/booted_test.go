@@ -62,8 +62,8 @@ func build() error {
 	const path = "github.com/shaman-ha/shaman/"
 	for _, args := range [][]string{
 		{"build", "-o", bin + "/", path + "cmd/shaman", path + "cmd/shaman-lab-ve"},
-		{"build", "-race", "-ldflags", "-X " + path + "internal/daemon.Version=" + version, "-o", filepath.Join(bin, version), path + "cmd/shaman-monitor"},
-		{"build", "-race", "-ldflags", "-X " + path + "internal/daemon.Version=" + upgrade, "-o", filepath.Join(bin, upgrade), path + "cmd/shaman-monitor"},
+		{"build", "-race", "-ldflags", "-X " + path + "internal/daemon.Version=" + version, "-o", filepath.Join(bin, version) + "/", path + "cmd/shaman-monitor"},
+		{"build", "-race", "-ldflags", "-X " + path + "internal/daemon.Version=" + upgrade, "-o", filepath.Join(bin, upgrade) + "/", path + "cmd/shaman-monitor"},
 	} {
 		cmd := exec.Command("go", args...)
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
@@ -84,6 +84,9 @@ func needSystemd(t *testing.T) {
 		t.Skipf("NOT RUN: these tests boot a systemd; %s", why)
 	}
 }
+
+// monitor is the daemon of a version.
+func monitor(version string) string { return filepath.Join(bin, version, "shaman-monitor") }
 
 // newBox makes a box that is on, and thrown away when the test ends.
 func newBox(t *testing.T, o booted.Options) *booted.Box {

@@ -81,7 +81,7 @@ func newSite(t *testing.T, name string, set ...string) *site {
 func (s *site) install() {
 	s.t.Helper()
 	repo := filepath.Join("..", "..")
-	must(s.t, s.box.Copy(filepath.Join(bin, version), "/usr/bin/shaman-monitor", 0o755))
+	must(s.t, s.box.Copy(monitor(version), "/usr/bin/shaman-monitor", 0o755))
 	must(s.t, s.box.Copy(filepath.Join(bin, "shaman"), "/usr/bin/shaman", 0o755))
 	guest, err := os.ReadFile(filepath.Join(bin, "shaman-lab-ve"))
 	must(s.t, err)
@@ -154,7 +154,7 @@ func (s *site) startPeer() {
 	s.t.Helper()
 	s.shaman("join")
 	var err error
-	s.peer, err = booted.Launch(filepath.Join(s.dir, "node2.log"), nil, "env", "PEER=node2", filepath.Join(bin, version), "--config", s.peerConf())
+	s.peer, err = booted.Launch(filepath.Join(s.dir, "node2.log"), nil, "env", "PEER=node2", monitor(version), "--config", s.peerConf())
 	must(s.t, err)
 	s.t.Cleanup(func() { must(s.t, s.peer.Kill()) })
 	s.waitStat("node2 to be Active", func(st stat) bool { return st.status(node2) == "Active" })

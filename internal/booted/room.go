@@ -28,7 +28,7 @@ func Missing() string {
 		return "booting a systemd needs root"
 	}
 	if _, err := os.Stat("/lib/systemd/systemd"); err != nil {
-		return "there is no systemd to boot; install systemd-sysv and dbus"
+		return "there is no systemd to boot; install systemd"
 	}
 	for program, pkg := range map[string]string{"systemd-nspawn": "systemd-container", "dbus-daemon": "dbus", "nsenter": "util-linux"} {
 		if _, err := exec.LookPath(program); err != nil {

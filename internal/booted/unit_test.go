@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -279,7 +278,7 @@ func (s *site) itIsRestartedWithoutABus() {
 
 func (s *site) itIsUpgraded() {
 	m := s.mark()
-	must(s.t, s.box.Copy(filepath.Join(bin, upgrade), "/usr/bin/shaman-monitor", 0o755))
+	must(s.t, s.box.Copy(monitor(upgrade), "/usr/bin/shaman-monitor", 0o755))
 	s.exec("systemctl", "restart", unit)
 	if alive := s.back(m); alive.Version != upgrade {
 		s.t.Errorf("the daemon says that it is version %s, want %s", alive.Version, upgrade)
