@@ -2,8 +2,10 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/godbus/dbus/v5"
@@ -14,17 +16,10 @@ import (
 // systemd is asked over D-Bus, at its well-known names (org.freedesktop.systemd1(5),
 // org.freedesktop.login1(5)).
 const (
-	systemd1 = "org.freedesktop.systemd1"
-	login1   = "org.freedesktop.login1"
+	systemd1                     = "org.freedesktop.systemd1"
+	systemd1Path dbus.ObjectPath = "/org/freedesktop/systemd1"
+	login1                       = "org.freedesktop.login1"
 )
-
-func property(ctx context.Context, conn *dbus.Conn, path dbus.ObjectPath, iface, name string, into any) error {
-	var v dbus.Variant
-	if err := conn.Object(systemd1, path).CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0, iface, name).Store(&v); err != nil {
-		return err
-	}
-	return v.Store(into)
-}
 
 // AskSystemd tells why this service is being ended, by the state of the system and
 // the job that systemd has for its unit. Whatever cannot be found out is Inactive.
@@ -32,34 +27,82 @@ func AskSystemd() Leaving {
 	if os.Getenv("NOTIFY_SOCKET") == "" {
 		return LeaveInactive
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
+	// The bus may be away, or be no part of this system, while systemd is there.
+	for _, connect := range []func(...dbus.ConnOption) (*dbus.Conn, error){dbus.ConnectSystemBus, connectPrivate} {
+		if why, err := askManager(connect); err == nil {
+			return why
+		}
+	}
+	return LeaveInactive
+}
+
+// connectPrivate dials systemd itself, as systemctl does.
+func connectPrivate(opts ...dbus.ConnOption) (*dbus.Conn, error) {
+	conn, err := dbus.Dial("unix:path=/run/systemd/private", opts...)
 	if err != nil {
-		return LeaveInactive
+		return nil, err
+	}
+	if err := conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Geteuid()))}); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	// systemd does not see a message that arrives together with the end of the
+	// handshake before another one follows.
+	ping := func() error {
+		ctx, cancel := context.WithTimeout(conn.Context(), 50*time.Millisecond)
+		defer cancel()
+		return conn.Object(systemd1, systemd1Path).CallWithContext(ctx, "org.freedesktop.DBus.Peer.Ping", 0).Err
+	}
+	for err = ping(); errors.Is(err, context.DeadlineExceeded) && conn.Context().Err() == nil; err = ping() {
+	}
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return conn, nil
+}
+
+// askManager asks what the whole system is at, and what is being done with the
+// unit of this process.
+func askManager(connect func(...dbus.ConnOption) (*dbus.Conn, error)) (Leaving, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	conn, err := connect(dbus.WithContext(ctx))
+	if err != nil {
+		return LeaveInactive, fmt.Errorf("ask systemd: %w", err)
 	}
 	defer conn.Close()
-	const manager dbus.ObjectPath = "/org/freedesktop/systemd1"
+	get := func(path dbus.ObjectPath, iface, prop string, into any) error {
+		var v dbus.Variant
+		if err := conn.Object(systemd1, path).CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0, systemd1+"."+iface, prop).Store(&v); err != nil {
+			return fmt.Errorf("ask systemd for %s: %w", prop, err)
+		}
+		return v.Store(into)
+	}
 	var state string
-	if err := property(ctx, conn, manager, systemd1+".Manager", "SystemState", &state); err == nil && state == "stopping" {
-		return LeaveDown
+	if err := get(systemd1Path, "Manager", "SystemState", &state); err != nil {
+		return LeaveInactive, err
+	}
+	if state == "stopping" {
+		return LeaveDown, nil
 	}
 	var unit dbus.ObjectPath
-	if err := conn.Object(systemd1, manager).CallWithContext(ctx, systemd1+".Manager.GetUnitByPID", 0, uint32(os.Getpid())).Store(&unit); err != nil {
-		return LeaveInactive
+	if err := conn.Object(systemd1, systemd1Path).CallWithContext(ctx, systemd1+".Manager.GetUnitByPID", 0, uint32(os.Getpid())).Store(&unit); err != nil {
+		return LeaveInactive, fmt.Errorf("ask systemd for the unit: %w", err)
 	}
 	var job struct {
 		ID   uint32
 		Path dbus.ObjectPath
 	}
-	if err := property(ctx, conn, unit, systemd1+".Unit", "Job", &job); err != nil || job.ID == 0 {
-		return LeaveInactive
+	if err := get(unit, "Unit", "Job", &job); err != nil || job.ID == 0 {
+		return LeaveInactive, err
 	}
 	var kind string
-	if err := property(ctx, conn, job.Path, systemd1+".Job", "JobType", &kind); err == nil && (kind == "restart" || kind == "try-restart") {
-		return LeaveRestart
+	if err := get(job.Path, "Job", "JobType", &kind); err != nil {
+		return LeaveInactive, err
 	}
-	return LeaveInactive
+	if kind == "restart" || kind == "try-restart" {
+		return LeaveRestart, nil
+	}
+	return LeaveInactive, nil
 }
 
 // loginRetry is the pause before the login manager is looked for again.
@@ -105,7 +148,7 @@ func inhibit(ctx context.Context, begin func(context.Context)) error {
 			return nil
 		case s, ok := <-signals:
 			if !ok {
-				return fmt.Errorf("the system's message bus is gone")
+				return errors.New("the system's message bus is gone")
 			}
 			if s.Name != login1+".Manager.PrepareForShutdown" || len(s.Body) != 1 {
 				continue
