@@ -27,6 +27,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
 )
 
 // Version is set when the program is built.
@@ -40,6 +41,7 @@ type Options struct {
 	Leaving func() Leaving      // asked once, when the daemon is told to end; nil = Inactive
 	Drivers []hypervisor.Driver // nil = those that HYPERVISORS lists
 	Reset   func(why string)    // resets the machine at once; nil = only said
+	Dial    []grpc.DialOption   // added to those of the etcd client; for tests
 	At      func(label string)  // called before and after each step that changes something; for tests
 }
 
@@ -188,7 +190,7 @@ func (d *Daemon) dial(ctx context.Context) error {
 	return d.waitFor(ctx, "etcd", func() (err error) {
 		d.client, err = etcd.Dial(etcd.Options{
 			Endpoints: d.Local.EtcdEndpoints, CACert: d.Local.EtcdCACert, Cert: d.Local.EtcdCert, Key: d.Local.EtcdKey,
-			Username: d.Local.EtcdUsername, PasswordFile: d.Local.EtcdPasswordFile, Logger: zap.NewNop(),
+			Username: d.Local.EtcdUsername, PasswordFile: d.Local.EtcdPasswordFile, Logger: zap.NewNop(), Dial: d.Dial,
 		})
 		return etcd.Explain(err)
 	})
