@@ -41,6 +41,7 @@ var localKeys = []Key{
 	{"ETCD_PASSWORD_FILE", "", "a file of mode 0600", "File with the user's password."},
 	{"HYPERVISORS", "process", "process", "Drivers of this node, joined by commas."},
 	{"FENCE_DIR", "/etc/shaman/fence.d", "a directory", "Fence agents' configuration, one file a node."},
+	{"WATCHDOG_DEVICE", "/dev/watchdog", "a file", "The watchdog device. One that is missing or busy is told, and not used."},
 	{"LISTEN_ADDRESS", "127.0.0.1:9631", "host:port", "Where metrics and probes are served."},
 	{"WEB_CONFIG_FILE", "", "a file", "TLS and users for LISTEN_ADDRESS, in the exporter-toolkit's format."},
 	{"STATE_DIR", "/var/lib/shaman", "a directory", "What survives a reboot."},

@@ -27,6 +27,7 @@ type Local struct {
 	EtcdUsername, EtcdPasswordFile string
 	Hypervisors                    []string
 	FenceDir                       string
+	WatchdogDevice                 string
 	ListenAddress, WebConfigFile   string
 	StateDir, RunDir               string
 	BootIDFile, HardwareID         string
@@ -161,6 +162,8 @@ func (l *Local) set(key, v string) (err error) {
 		}
 	case "FENCE_DIR":
 		l.FenceDir, err = absolute(v)
+	case "WATCHDOG_DEVICE":
+		l.WatchdogDevice, err = absolute(v)
 	case "LISTEN_ADDRESS":
 		l.ListenAddress = v
 		if _, _, e := net.SplitHostPort(v); e != nil {
@@ -273,6 +276,14 @@ const vendorHostID = "/etc/vstorage/host_id"
 
 // ResolveHostID returns this node's id; it makes and keeps one if there is none.
 func ResolveHostID(l Local) (cluster.NodeID, error) {
+	if id, err := KnownHostID(l); id != "" || err != nil {
+		return id, err
+	}
+	return makeHostID(l)
+}
+
+// KnownHostID is ResolveHostID for who only looks: "" if there is no id yet.
+func KnownHostID(l Local) (cluster.NodeID, error) {
 	if l.HostID != "" {
 		return cluster.ParseNodeID(l.HostID)
 	}
@@ -290,6 +301,10 @@ func ResolveHostID(l Local) (cluster.NodeID, error) {
 		}
 		return id, nil
 	}
+	return "", nil
+}
+
+func makeHostID(l Local) (cluster.NodeID, error) {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails: crypto/rand ends the process instead
 	id := hex.EncodeToString(b[:])
