@@ -120,8 +120,8 @@ func (e *examination) askMount(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, mountPatience)
 	defer cancel()
-	if real, err := filepath.EvalSymlinks(mount); err == nil && real != mount {
-		e.place = e.host.Mount(real)
+	if to, err := filepath.EvalSymlinks(mount); err == nil && to != mount {
+		e.place = e.host.Mount(to)
 	}
 	id, _, err := e.app.store.ReadIdentity(ctx)
 	switch {
@@ -165,6 +165,10 @@ func (e *examination) judge(ctx context.Context) {
 
 // parameters reads the cluster-wide ones; the defaults are taken where they cannot be used.
 func (e *examination) parameters() doctor.Budget {
+	if e.away {
+		e.cfg = config.MustDefaults()
+		return doctor.Budget{Unknown: true}
+	}
 	cfg, warns, err := config.ParseCluster(e.snap.config)
 	if err != nil {
 		e.cfg = config.MustDefaults()
@@ -240,7 +244,7 @@ func (e *examination) judgeWatchdogs(agents bool) {
 
 // judgeSights judges what was measured on the mount, if it could be.
 func (e *examination) judgeSights(s doctor.Sightings, t cluster.Timing) {
-	if e.sightable() {
+	if s.Away = e.away; e.sightable() {
 		e.add(doctor.JudgeWrites(e.local.ClusterMount, s.Writes, t.Probe))
 		e.add(doctor.JudgeVisibility(s, t.Heartbeat))
 	}

@@ -96,8 +96,9 @@ func askEndpoint(ctx context.Context, cl Client, endpoint string) EndpointFact {
 		cancel()
 		took := time.Since(begin)
 		if err != nil {
-			f.Err = etcd.Explain(err)
+			f.Err = err // what it means is said once, of etcd as a whole
 			if took >= etcd.RequestTimeout || ctx.Err() != nil {
+				f.Err = fmt.Errorf("no answer within %s", etcd.RequestTimeout)
 				return f // it hangs; another try would only wait again
 			}
 			continue
@@ -155,7 +156,7 @@ func judgeEndpoint(j *judgement, e EndpointFact, f EtcdFacts, slow time.Duration
 		j.warn(e.Endpoint, "give etcd certificates; then ETCD_ENDPOINTS=https://… and ETCD_CACERT, ETCD_CERT, ETCD_KEY", "it is asked without TLS: who reads along can also write, and move VEs")
 	}
 	if e.Err != nil {
-		j.fail(e.Endpoint, "on that machine: 'systemctl status etcd'; from here: 'etcdctl --endpoints "+e.Endpoint+" endpoint health'", "it does not answer: %v", e.Err)
+		j.fail(e.Endpoint, "on that machine: 'systemctl status etcd'; from here: 'etcdctl --endpoints "+e.Endpoint+" endpoint health'", "it gives no status: %v", e.Err)
 		return
 	}
 	quota := e.Quota

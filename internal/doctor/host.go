@@ -199,12 +199,12 @@ func (h Host) Watchdog(device string) WatchdogFacts {
 	case !errors.Is(err, fs.ErrNotExist):
 		w.Err = err
 	}
-	real := device
+	target := device
 	if to, err := filepath.EvalSymlinks(h.path(device)); err == nil && h.Root == "/" {
-		real = to
+		target = to
 	}
-	same := []string{device, real}
-	name := filepath.Base(real)
+	same := []string{device, target}
+	name := filepath.Base(target)
 	if name == "watchdog" || name == "watchdog0" { // two names of the first one
 		name = "watchdog0"
 		same = append(same, "/dev/watchdog", "/dev/watchdog0")

@@ -146,6 +146,7 @@ func JudgeVersions(members []Member, command string) []Finding {
 // Budget is how long after a node's last renewal a proof can be there.
 type Budget struct {
 	Noticed  time.Duration // its lease is surely gone
+	Unknown  bool          // etcd, which has the parameters, is out of reach
 	Agent    time.Duration // of the slowest agent's status; 0 = none works
 	Watchdog time.Duration // T_wd; 0 = off
 	Storage  time.Duration // STOP_BUDGET
@@ -163,6 +164,10 @@ func JudgeBudget(b Budget) []Finding {
 		j.fail("", "'shaman set-config KEY=' returns a parameter to its default", "the cluster-wide parameters cannot be used: %s", cluster.OneLine(b.Err))
 		return j.found
 	}
+	if b.Unknown {
+		j.warn("", "shaman doctor, once etcd is back", "the cluster-wide parameters are in etcd and cannot be read; where they matter the other lines take the defaults")
+		return j.found
+	}
 	for _, w := range b.Warnings {
 		j.warn("", "shaman get-config", "%s", w)
 	}
@@ -174,6 +179,7 @@ func JudgeBudget(b Budget) []Finding {
 	}
 	if b.Agent > 0 {
 		way("by agent", b.Noticed+b.Agent)
+		ways[0] += " and what the switch takes"
 	}
 	if b.Watchdog > 0 {
 		way("by watchdog", b.Noticed+b.Watchdog)

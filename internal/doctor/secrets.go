@@ -65,6 +65,9 @@ func JudgeSecrets(files []SecretFact, uid int) []Finding {
 			j.fail(f.File, "make it, or mend "+f.Key, "%s names it and it is not there", f.Key)
 		case f.Err != nil:
 			j.warn(f.File, "run 'shaman doctor' as root", "it cannot be looked at: %v", f.Err)
+		case f.Mode.IsDir() && f.Fence && perm&0o022 == 0 && (f.UID == 0 || f.UID == uid): // it is no secret itself
+		case f.Mode.IsDir() && f.Fence:
+			j.fail(f.File, "chown root "+f.File+"; chmod 700 "+f.File, "others than root can put files there (mode %04o, user %d), and the daemon runs the programs that they name", perm, f.UID)
 		case f.Mode.IsDir():
 			j.fail(f.File, "mend "+f.Key, "%s names it, and it is a directory", f.Key)
 		case perm&0o022 != 0:
@@ -100,6 +103,9 @@ func plural(n int, one, many string) string {
 func SecretFiles(fenceDir, passwordFile, key, webConfig string) []SecretFact {
 	var out []SecretFact
 	names, err := FenceFiles(fenceDir)
+	if err == nil {
+		out = append(out, Secret("FENCE_DIR", fenceDir))
+	}
 	if err != nil && !os.IsNotExist(err) {
 		out = append(out, SecretFact{Key: "FENCE_DIR", File: fenceDir, Err: err})
 	}

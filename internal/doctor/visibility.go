@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"sync"
@@ -34,6 +35,8 @@ var ErrOlder = errors.New("its daemon is of a version that cannot be asked")
 // write is seen by any later fresh read on any node.
 type Sightings struct {
 	Err    error           // why it could not be measured at all
+	Failed error           // of a write, which ended it
+	Away   bool            // etcd is out of reach, through which others are asked
 	Writes []time.Duration // how long each write took
 	Peers  []Peer
 }
@@ -83,13 +86,12 @@ func Measure(ctx context.Context, p Probes, ask Ask, nodes []Member, run string,
 		out.Peers[i].Node = n
 	}
 	m := &measurement{Limits: l, probes: p, ask: ask, run: run, out: &out}
-	if err := m.write(ctx, m.token(0)); err != nil {
-		out.Err = err
+	if !m.write(ctx, m.token(0)) {
 		return out
 	}
 	if len(nodes) == 0 {
 		for i := range l.Rounds - 1 { // the writes are worth knowing by themselves
-			if out.Err = m.write(ctx, m.token(i+1)); out.Err != nil {
+			if !m.write(ctx, m.token(i+1)) {
 				return out
 			}
 		}
@@ -98,7 +100,7 @@ func Measure(ctx context.Context, p Probes, ask Ask, nodes []Member, run string,
 	m.each(func(peer *Peer) { m.meet(ctx, peer) })
 	for i := range l.Rounds {
 		token := m.token(i + 1)
-		if out.Err = m.write(ctx, token); out.Err != nil {
+		if !m.write(ctx, token) {
 			return out
 		}
 		m.each(func(peer *Peer) { m.compare(ctx, peer, token) })
@@ -109,13 +111,26 @@ func Measure(ctx context.Context, p Probes, ask Ask, nodes []Member, run string,
 
 func (m *measurement) token(i int) string { return fmt.Sprintf("%s-%d", m.run, i) }
 
-func (m *measurement) write(ctx context.Context, token string) error {
+func (m *measurement) write(ctx context.Context, token string) bool {
 	begin := time.Now()
 	err := m.probes.Write(ctx, token)
 	if err == nil {
 		m.out.Writes = append(m.out.Writes, time.Since(begin))
 	}
-	return err
+	return m.noted(ctx, err)
+}
+
+// noted keeps an error of the mount, unless it is only that time is up.
+func (m *measurement) noted(ctx context.Context, err error) bool {
+	switch {
+	case err == nil:
+		return true
+	case ctx.Err() != nil:
+		m.out.Err = context.Cause(ctx)
+	default:
+		m.out.Failed = err
+	}
+	return false
 }
 
 // each calls f for every peer that still answers, side by side.
@@ -198,12 +213,10 @@ func (m *measurement) newName(ctx context.Context) {
 	m.each(func(peer *Peer) { m.look(ctx, peer, m.run) })
 	err := m.probes.Create(ctx, m.run, m.token(m.Rounds+1))
 	made := time.Now()
-	if err != nil {
-		m.out.Err = err
+	if !m.noted(ctx, err) {
 		return
 	}
 	m.each(func(peer *Peer) {
-		peer.Names = true
 		for {
 			asked := time.Now()
 			saw, ok := m.look(ctx, peer, m.run)
@@ -224,9 +237,7 @@ func (m *measurement) newName(ctx context.Context) {
 			pause(ctx, nameEvery)
 		}
 	})
-	if err := m.probes.Clear(ctx); err != nil && m.out.Err == nil {
-		m.out.Err = err
-	}
+	m.noted(ctx, m.probes.Clear(ctx))
 }
 
 // axiomMend is what to do about a mount that shows old data.
@@ -235,9 +246,16 @@ const axiomMend = "mount options (NFS: vers=4.2,hard,lookupcache=positive,acdirm
 // JudgeVisibility judges what was measured. beat is HEARTBEAT_INTERVAL.
 func JudgeVisibility(s Sightings, beat time.Duration) []Finding {
 	j := judgement{check: Visibility}
-	if s.Err != nil {
-		j.warn("this node", "look at the lines of the check 'mount'; run 'shaman doctor' as root", "it could not be measured whether writes are seen at once: %s", cluster.OneLine(s.Err))
-	} else if len(s.Peers) == 0 {
+	switch {
+	case errors.Is(s.Failed, fs.ErrPermission):
+		j.warn("this node", "run 'shaman doctor' as root", "it could not be measured whether writes are seen at once: %s", cluster.OneLine(s.Failed))
+	case s.Failed != nil:
+		j.fail("this node", "look at the storage server, its space and the network", "the probe file cannot be written, so a heartbeat cannot either: %s", cluster.OneLine(s.Failed))
+	case s.Err != nil:
+		j.warn("this node", "run 'shaman doctor' again", "it was not measured whether writes are seen at once: %s", cluster.OneLine(s.Err))
+	case s.Away:
+		j.warn("this node", "shaman doctor, once etcd is back", "etcd is out of reach, so no other node could be asked whether writes are seen there at once")
+	case len(s.Peers) == 0:
 		j.warn("this node", "run 'shaman doctor' again when another node is Active", "there is no other node that is alive, so it was not measured whether writes are seen there at once")
 	}
 	for _, p := range s.Peers {
