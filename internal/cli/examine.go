@@ -223,6 +223,7 @@ func (e *examination) judgeCluster(agents []doctor.FenceFact, files []string) {
 			f.Waiting = append(f.Waiting, e.snap.name(fo.Node))
 		}
 	}
+	f.Uncounted = e.snap.mountErr
 	f.Broken, f.Bad = len(e.snap.census.Broken), len(e.snap.census.Unparseable)
 	e.add(doctor.JudgeMembers(f))
 	e.add(doctor.JudgeVersions(e.members, e.version))
@@ -264,7 +265,7 @@ func (e *examination) measure(ctx context.Context) doctor.Sightings {
 		return doctor.Sightings{}
 	}
 	mctx, cancel := context.WithTimeout(ctx, mountPatience)
-	e.snap.census, e.snap.mountErr = e.countMount(mctx)
+	e.snap.census, e.snap.mountErr = e.app.store.Census(mctx)
 	cancel()
 	unlock, err := e.alone()
 	if err != nil {
@@ -282,11 +283,6 @@ func (e *examination) measure(ctx context.Context) doctor.Sightings {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails: crypto/rand ends the process instead
 	return doctor.Measure(ctx, probes{e.app.store, e.self}, e.askSight, others, hex.EncodeToString(b[:]), doctor.DefaultLimits())
-}
-
-func (e *examination) countMount(ctx context.Context) (cluster.Census, error) {
-	c, err := e.app.store.Census(ctx)
-	return c, err
 }
 
 // alone makes sure that no other doctor of this node overwrites the probe file.

@@ -12,16 +12,17 @@ import (
 
 // MemberFacts is the cluster as etcd and the mount have it.
 type MemberFacts struct {
-	Self     cluster.NodeID
-	Name     string // NODE_NAME
-	Hardware string // HARDWARE_ID, of this machine
-	Recorded string // the hardware of nodes/<self>
-	Members  []Member
-	Brake    string // why nothing is taken over
-	Waiting  []string
-	Broken   int
-	Bad      int   // files that cannot be used
-	Damaged  error // keys in etcd that cannot be read
+	Self      cluster.NodeID
+	Name      string // NODE_NAME
+	Hardware  string // HARDWARE_ID, of this machine
+	Recorded  string // the hardware of nodes/<self>
+	Members   []Member
+	Brake     string // why nothing is taken over
+	Waiting   []string
+	Broken    int
+	Bad       int   // files that cannot be used
+	Uncounted error // why neither of them could be counted
+	Damaged   error // keys in etcd that cannot be read
 	// Threshold is RELOCATION_SKIP_THRESHOLD as it holds in a cluster of this size.
 	Threshold int
 }
@@ -53,6 +54,9 @@ func JudgeMembers(f MemberFacts) []Finding {
 	}
 	for _, w := range f.Waiting {
 		j.fail(w, "shaman fence status "+w+"; when you are sure that it is off: 'shaman fence confirm "+w+"'", "its failover waits for an operator's word; nothing of it moves until then")
+	}
+	if f.Uncounted != nil {
+		j.warn("resources", "look at the lines of the check 'mount'", "the repositories could not be read: %s", cluster.OneLine(f.Uncounted))
 	}
 	if f.Broken > 0 {
 		j.warn("resources", "shaman stat -g", "%s broken, and left alone until an operator mends the cause", plural(f.Broken, "resource is", "resources are"))

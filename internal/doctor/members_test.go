@@ -34,6 +34,7 @@ func TestJudgeMembers(t *testing.T) {
 		{"the brake", func(f *MemberFacts) { f.Brake = "2 nodes are lost at once" }, []string{"OK node1", "OK members", "FAIL brake"}, "failover release"},
 		{"a failover waits", func(f *MemberFacts) { f.Waiting = []string{"node3"} }, []string{"OK node1", "OK members", "FAIL node3"}, "fence confirm node3"},
 		{"broken and unusable files", func(f *MemberFacts) { f.Broken, f.Bad = 1, 2 }, []string{"OK node1", "OK members", "WARN resources", "WARN resources"}, "1 resource is broken"},
+		{"nobody could count", func(f *MemberFacts) { f.Uncounted = errors.New("EIO") }, []string{"OK node1", "OK members", "WARN resources"}, "EIO"},
 		{"keys that cannot be read", func(f *MemberFacts) { f.Damaged = errors.New("key x") }, []string{"OK node1", "OK members", "FAIL keys"}, "key x"},
 		{"a cluster of one", func(f *MemberFacts) { f.Members = f.Members[:1] }, []string{"OK node1", "WARN members"}, "nobody can take"},
 		{"a cluster of two", func(f *MemberFacts) { f.Members, f.Threshold = f.Members[:2], 3 }, []string{"OK node1", "OK members"}, ""},
