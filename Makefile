@@ -30,12 +30,13 @@ bin/golangci-lint: tools/go.mod
 	cd tools && go build -o ../bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
 unit:
-	go test -race -shuffle=on $$(go list ./... | grep -v /internal/lab$$)
+	go test -race -shuffle=on $$(go list ./... | grep -v -e /internal/lab$$ -e /internal/booted$$)
 
-# Real daemons (with the race detector in them), real etcd, power cuts: by itself,
-# since its time-outs are those of a cluster and not of a busy compiler.
+# Real daemons (with the race detector in them), real etcd, a real systemd, power
+# cuts: by themselves, one package after the other, since their time-outs are those
+# of a cluster and not of a busy compiler.
 e2e:
-	go test -shuffle=on -timeout 60m -parallel 2 ./internal/lab
+	go test -shuffle=on -timeout 60m -parallel 2 -p 1 ./internal/lab ./internal/booted
 
 fuzz:
 	for f in FuzzParseDocument; do go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s ./internal/resources || exit 1; done

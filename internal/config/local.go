@@ -27,7 +27,7 @@ type Local struct {
 	EtcdUsername, EtcdPasswordFile string
 	Hypervisors                    []string
 	FenceDir                       string
-	WatchdogDevice                 string
+	WatchdogDevice, ResetCommand   string
 	ListenAddress, WebConfigFile   string
 	StateDir, RunDir               string
 	BootIDFile, HardwareID         string
@@ -160,10 +160,12 @@ func (l *Local) set(key, v string) (err error) {
 				err = fmt.Errorf("%q is no driver of this version; there is: process", h)
 			}
 		}
-	case "FENCE_DIR":
-		l.FenceDir, err = absolute(v)
 	case "WATCHDOG_DEVICE":
 		l.WatchdogDevice, err = absolute(v)
+	case "RESET_COMMAND":
+		l.ResetCommand = v
+	case "FENCE_DIR":
+		l.FenceDir, err = absolute(v)
 	case "LISTEN_ADDRESS":
 		l.ListenAddress = v
 		if _, _, e := net.SplitHostPort(v); e != nil {

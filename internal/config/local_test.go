@@ -73,6 +73,7 @@ func everyLocalKey(t testing.TB) map[string]struct {
 		"HYPERVISORS":        {"process", func(*Local) {}},
 		"FENCE_DIR":          {"/fence", func(l *Local) { l.FenceDir = "/fence" }},
 		"WATCHDOG_DEVICE":    {"/dev/watchdog1", func(l *Local) { l.WatchdogDevice = "/dev/watchdog1" }},
+		"RESET_COMMAND":      {"echo c >/proc/sysrq-trigger", func(l *Local) { l.ResetCommand = "echo c >/proc/sysrq-trigger" }},
 		"LISTEN_ADDRESS":     {":9000", func(l *Local) { l.ListenAddress = ":9000" }},
 		"WEB_CONFIG_FILE":    {"/web", func(l *Local) { l.WebConfigFile = "/web" }},
 		"STATE_DIR":          {"/state/", func(l *Local) { l.StateDir = "/state" }},

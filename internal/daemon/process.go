@@ -7,7 +7,6 @@ import (
 	"os"
 	"time"
 
-	"github.com/godbus/dbus/v5"
 	"github.com/shaman-ha/shaman/internal/boottime"
 	"github.com/shaman-ha/shaman/internal/config"
 	"go.uber.org/zap"
@@ -50,47 +49,4 @@ func (d *Daemon) ReloadOn(ctx context.Context, hup <-chan os.Signal, file string
 		}
 		d.Notify("READY=1")
 	}
-}
-
-// AskSystemd tells why this service is being ended, by the job that systemd has
-// for its unit. Whatever is not a restart, or cannot be found out, is Inactive.
-func AskSystemd() Leaving {
-	if os.Getenv("NOTIFY_SOCKET") == "" {
-		return LeaveInactive
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
-	if err != nil {
-		return LeaveInactive
-	}
-	defer conn.Close()
-	const dest = "org.freedesktop.systemd1"
-	var unit dbus.ObjectPath
-	manager := conn.Object(dest, "/org/freedesktop/systemd1")
-	if err := manager.CallWithContext(ctx, dest+".Manager.GetUnitByPID", 0, uint32(os.Getpid())).Store(&unit); err != nil {
-		return LeaveInactive
-	}
-	get := func(path dbus.ObjectPath, iface, prop string, into any) error {
-		var v dbus.Variant
-		if err := conn.Object(dest, path).CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0, iface, prop).Store(&v); err != nil {
-			return err
-		}
-		return v.Store(into)
-	}
-	var job struct {
-		ID   uint32
-		Path dbus.ObjectPath
-	}
-	if err := get(unit, dest+".Unit", "Job", &job); err != nil || job.ID == 0 {
-		return LeaveInactive
-	}
-	var kind string
-	if err := get(job.Path, dest+".Job", "JobType", &kind); err != nil {
-		return LeaveInactive
-	}
-	if kind == "restart" || kind == "try-restart" {
-		return LeaveRestart
-	}
-	return LeaveInactive
 }

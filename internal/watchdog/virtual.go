@@ -1,5 +1,3 @@
-// Package watchdog is what this node does to itself when it has lost all contact:
-// its watchdog stops being fed, and resets the machine.
 package watchdog
 
 import (
