@@ -76,7 +76,7 @@ func TestDoctor(t *testing.T) {
 	c.wantFails(d)
 	for _, want := range [][3]string{
 		{"WARN", "etcd", "members"}, {"OK", "visibility", "node2"}, {"OK", "visibility", "node3"}, {"OK", "fencing", "node2"}, {"OK", "fencing", "node3"},
-		{"OK", "cluster", "node1"}, {"WARN", "mount", c.Mount()}, {"OK", "watchdog", "/dev/watchdog"}, {"OK", "timeouts", ""},
+		{"OK", "cluster", "node1"}, {"WARN", "mount", c.Mount()}, {"OK", "watchdog", filepath.Join(c.Dir, n1.Name, "dog", "watchdog")}, {"OK", "timeouts", ""},
 	} {
 		if !d.has(want[0], want[1], want[2]) {
 			t.Errorf("it does not say %s: %+v", want, d.Findings)
