@@ -141,10 +141,14 @@ type Findings struct {
 	VEs      int // resources found, each in exactly one place
 	Runs     int // lives of VEs that were compared
 	Overlaps int
+	Uncaused int // lives whose cause no event tells: the daemon died before it wrote it
 }
 
 // Check proves both promises, by the VEs' own logs and by what lies on the
-// mount: no VE ran twice at the same time, and each resource is in exactly one place.
+// mount: no VE ran twice at the same time, and each resource is in exactly one
+// place. It also holds what the cluster says of itself against that: a failover
+// starts nothing before its proof, and a node that has said that everything is
+// stopped touches nothing until it is admitted again.
 func (l *Lab) Check(ctx context.Context) (Findings, error) {
 	var f Findings
 	for _, id := range l.VEs {
@@ -179,7 +183,7 @@ func (l *Lab) Check(ctx context.Context) (Findings, error) {
 			f.Problems = append(f.Problems, fmt.Sprintf("%s has %d resources: %s", id, len(at), strings.Join(at, ", ")))
 		}
 	}
-	return f, nil
+	return f, l.checkStory(ctx, &f)
 }
 
 // places maps paths to where their resources lie. Between two readings of a

@@ -55,7 +55,8 @@ As root each node has a mount namespace with a mount of its own, which can be cu
 	each("fix-fencing", "Make a node's fence agent work again", func(l *Lab, n Node) error { return l.BreakFencing(n, false) })
 	each("break-watchdog", "Make a node's watchdog run out without doing anything", func(l *Lab, n Node) error { return l.BreakWatchdog(n, true) })
 	each("fix-watchdog", "Make a node's watchdog work again", func(l *Lab, n Node) error { return l.BreakWatchdog(n, false) })
-	root.AddCommand(c.member("stop-etcd", "Stop an etcd member, or all", (*Lab).StopEtcd), c.member("start-etcd", "Start an etcd member, or all", (*Lab).StartEtcd))
+	root.AddCommand(c.member("stop-etcd", "Stop an etcd member, or all", (*Lab).StopEtcd), c.member("start-etcd", "Start an etcd member, or all", (*Lab).StartEtcd),
+		c.member("pause-etcd", "Let an etcd member, or all, hang", (*Lab).PauseEtcd), c.member("resume-etcd", "Let an etcd member, or all, go on that was paused", (*Lab).ResumeEtcd))
 	root.SetArgs(args)
 	root.SetOut(out)
 	root.SetErr(msg)

@@ -104,6 +104,21 @@ func (l *Lab) StopEtcd(m Member) error {
 	return killAll(envMember, l.memberDir(m))
 }
 
+// PauseEtcd stops a member as a machine that stalls does: it neither answers nor
+// closes its connections. ResumeEtcd lets it go on.
+func (l *Lab) PauseEtcd(m Member) error { return l.signalEtcd(m, syscall.SIGSTOP) }
+
+// ResumeEtcd lets a member go on that was paused.
+func (l *Lab) ResumeEtcd(m Member) error { return l.signalEtcd(m, syscall.SIGCONT) }
+
+func (l *Lab) signalEtcd(m Member, sig syscall.Signal) error {
+	pid := l.MemberPID(m)
+	if pid == 0 {
+		return fmt.Errorf("etcd member %d does not run", m.Number)
+	}
+	return syscall.Kill(pid, sig)
+}
+
 // AwaitEtcd waits until etcd answers.
 func (l *Lab) AwaitEtcd(ctx context.Context) error {
 	cl, err := l.Client()

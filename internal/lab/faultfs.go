@@ -2,7 +2,10 @@ package lab
 
 import (
 	"fmt"
+	"io"
+	"strings"
 	"sync"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -14,19 +17,31 @@ import (
 type gatedFS struct {
 	fuse.RawFileSystem
 
+	names io.Writer // what is done to names
+
 	mu   sync.Mutex
 	how  string
 	open chan struct{}
 }
 
+// noted lets a change of names through, and writes it down first: a node that dies
+// in the middle of it has done it, perhaps.
+func (g *gatedFS) noted(what string, names ...string) fuse.Status {
+	s := g.gate()
+	if s == fuse.OK {
+		fmt.Fprintf(g.names, "%d %s %s\n", time.Now().UnixNano(), what, strings.Join(names, " "))
+	}
+	return s
+}
+
 // mountGated mounts backing over dir. It needs root, and serves until the
 // process ends.
-func mountGated(backing, dir string) (*gatedFS, error) {
+func mountGated(backing, dir string, names io.Writer) (*gatedFS, error) {
 	root, err := fs.NewLoopbackRoot(backing)
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", dir, err)
 	}
-	g := &gatedFS{RawFileSystem: fs.NewNodeFS(root, &fs.Options{})}
+	g := &gatedFS{RawFileSystem: fs.NewNodeFS(root, &fs.Options{}), names: names}
 	srv, err := fuse.NewServer(g, dir, &fuse.MountOptions{FsName: "shaman-lab", Name: "shamanlab", AllowOther: true, DirectMount: true, MaxBackground: 128})
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", dir, err)
@@ -95,49 +110,49 @@ func (g *gatedFS) SetAttr(c <-chan struct{}, i *fuse.SetAttrIn, o *fuse.AttrOut)
 }
 
 func (g *gatedFS) Mkdir(c <-chan struct{}, i *fuse.MkdirIn, n string, o *fuse.EntryOut) fuse.Status {
-	if s := g.gate(); s != fuse.OK {
+	if s := g.noted("mkdir", n); s != fuse.OK {
 		return s
 	}
 	return g.RawFileSystem.Mkdir(c, i, n, o)
 }
 
 func (g *gatedFS) Unlink(c <-chan struct{}, h *fuse.InHeader, n string) fuse.Status {
-	if s := g.gate(); s != fuse.OK {
+	if s := g.noted("unlink", n); s != fuse.OK {
 		return s
 	}
 	return g.RawFileSystem.Unlink(c, h, n)
 }
 
 func (g *gatedFS) Rmdir(c <-chan struct{}, h *fuse.InHeader, n string) fuse.Status {
-	if s := g.gate(); s != fuse.OK {
+	if s := g.noted("rmdir", n); s != fuse.OK {
 		return s
 	}
 	return g.RawFileSystem.Rmdir(c, h, n)
 }
 
 func (g *gatedFS) Rename(c <-chan struct{}, i *fuse.RenameIn, a, b string) fuse.Status {
-	if s := g.gate(); s != fuse.OK {
+	if s := g.noted("rename", a, b); s != fuse.OK {
 		return s
 	}
 	return g.RawFileSystem.Rename(c, i, a, b)
 }
 
 func (g *gatedFS) Link(c <-chan struct{}, i *fuse.LinkIn, n string, o *fuse.EntryOut) fuse.Status {
-	if s := g.gate(); s != fuse.OK {
+	if s := g.noted("link", n); s != fuse.OK {
 		return s
 	}
 	return g.RawFileSystem.Link(c, i, n, o)
 }
 
 func (g *gatedFS) Symlink(c <-chan struct{}, h *fuse.InHeader, to, n string, o *fuse.EntryOut) fuse.Status {
-	if s := g.gate(); s != fuse.OK {
+	if s := g.noted("symlink", n); s != fuse.OK {
 		return s
 	}
 	return g.RawFileSystem.Symlink(c, h, to, n, o)
 }
 
 func (g *gatedFS) Create(c <-chan struct{}, i *fuse.CreateIn, n string, o *fuse.CreateOut) fuse.Status {
-	if s := g.gate(); s != fuse.OK {
+	if s := g.noted("create", n); s != fuse.OK {
 		return s
 	}
 	mend(&i.Flags)

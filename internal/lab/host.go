@@ -73,8 +73,11 @@ func (l *Lab) Host(ctx context.Context, n Node) error {
 		if err := unix.Mount(l.Mount(), backing, "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("prepare the mount of %s: %w", n.Name, err)
 		}
-		var err error
-		if mount, err = mountGated(backing, l.Mount()); err != nil {
+		names, err := os.OpenFile(l.NamesLog(n), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+		if err != nil {
+			return fmt.Errorf("prepare the mount of %s: %w", n.Name, err)
+		}
+		if mount, err = mountGated(backing, l.Mount(), names); err != nil {
 			return err
 		}
 	}
