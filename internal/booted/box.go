@@ -27,7 +27,7 @@ const Patience = 60 * time.Second
 type Options struct {
 	Name string
 	// Binds are files and directories of the host that the box sees, and where:
-	// devices made of FUSE files, shared directories. The room is always there.
+	// devices made of FUSE files, shared directories. What the room shares is always there.
 	Binds map[string]string
 }
 
@@ -64,7 +64,7 @@ var masked = []string{
 
 // NewBox makes a box, with an empty disk of its own over the host's root. It is off.
 func (r *Room) NewBox(o Options) (*Box, error) {
-	b := &Box{Options: o, room: r, dir: filepath.Join(r.Dir, "boxes", o.Name)}
+	b := &Box{Options: o, room: r, dir: filepath.Join(r.dir, "boxes", o.Name)}
 	for _, d := range []string{"disk", "work", "root"} {
 		if err := os.MkdirAll(filepath.Join(b.dir, d), 0o755); err != nil {
 			return nil, fmt.Errorf("make box %s: %w", b.Name, err)
@@ -226,7 +226,7 @@ func (b *Box) boot(ctx context.Context) (err error) {
 	argv := []string{
 		"systemd-nspawn", "--quiet", "--boot", "--directory=" + b.Path("/"), "--machine=" + b.Name, "--hostname=" + b.Name,
 		"--register=no", "--keep-unit", "--link-journal=no", "--resolv-conf=off", "--timezone=off", "--console=pipe",
-		"--bind=" + b.room.Dir,
+		"--bind=" + b.room.Shared(),
 	}
 	for from, to := range b.Binds {
 		argv = append(argv, "--bind="+from+":"+to)

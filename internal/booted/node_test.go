@@ -49,7 +49,7 @@ type site struct {
 func newSite(t *testing.T, name string, set ...string) *site {
 	t.Helper()
 	needSystemd(t)
-	s := &site{t: t, ctx: t.Context(), dir: filepath.Join(room.Dir, name), etcd: etcdtest.Start(t), keys: etcd.NewLayout(clusterName)}
+	s := &site{t: t, ctx: t.Context(), dir: filepath.Join(room.Shared(), name), etcd: etcdtest.Start(t), keys: etcd.NewLayout(clusterName)}
 	s.cl = s.etcd.Client(t)
 	s.ves = &lab.Lab{Dir: s.dir, VEs: []string{"ct-a", "ct-b"}}
 	for _, d := range []string{s.ves.Mount(), filepath.Join(s.dir, "velog"), s.fenceDir()} {
