@@ -32,10 +32,11 @@ func Missing() string {
 	if _, err := os.Stat("/lib/systemd/systemd"); err != nil {
 		return "there is no systemd to boot; install systemd"
 	}
-	for program, pkg := range map[string]string{"systemd-nspawn": "systemd-container", "dbus-daemon": "dbus", "nsenter": "util-linux"} {
-		if _, err := exec.LookPath(program); err != nil {
-			return program + " is missing; install " + pkg
-		}
+	if _, err := os.Stat("/lib/systemd/system/dbus.socket"); err != nil {
+		return "there is no system bus; install dbus"
+	}
+	if _, err := exec.LookPath("systemd-nspawn"); err != nil {
+		return "systemd-nspawn is missing; install systemd-container"
 	}
 	return ""
 }

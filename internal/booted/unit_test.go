@@ -27,6 +27,7 @@ func TestTheDaemonUnderItsUnit(t *testing.T) {
 		{"systemctl reload", (*site).itIsReloaded},
 		{"systemctl restart", (*site).itIsRestarted},
 		{"systemctl restart without a bus", (*site).itIsRestartedWithoutABus},
+		{"systemctl restart without etcd", (*site).itIsRestartedWithoutEtcd},
 		{"an upgrade", (*site).itIsUpgraded},
 		{"systemctl stop and start", (*site).itIsStopped},
 	} {
@@ -281,6 +282,19 @@ func (s *site) itIsRestartedWithoutABus() {
 	s.exec("systemctl", "stop", "dbus.socket", "dbus.service")
 	s.itIsRestarted()
 	s.exec("systemctl", "start", "dbus.socket")
+}
+
+func (s *site) itIsRestartedWithoutEtcd() {
+	m := s.mark()
+	s.etcd.Stop()
+	s.exec("systemctl", "restart", unit)
+	if now := s.service(); now.active != "active" || now.pid == m.service.pid {
+		s.t.Errorf("systemd says %+v after %+v", now, m.service)
+	}
+	s.etcd.Restart()
+	s.back(m)
+	s.untouched(m)
+	s.stayed(m)
 }
 
 func (s *site) itIsUpgraded() {
