@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/shaman-ha/shaman/internal/config"
 	shaman "github.com/shaman-ha/shaman/internal/daemon"
+	"github.com/shaman-ha/shaman/internal/watchdog"
 )
 
 // exitUsage is the exit code for a configuration that cannot be used.
@@ -36,16 +38,34 @@ func run() int {
 	for _, w := range warnings {
 		log.Warn(string(w))
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
+	// SIGPWR is the word of init systems without logind for "this host is going down".
+	var down atomic.Bool
+	end := make(chan os.Signal, 1)
+	signal.Notify(end, syscall.SIGTERM, syscall.SIGINT, syscall.SIGPWR)
+	go func() {
+		down.Store(<-end == syscall.SIGPWR)
+		stop()
+	}()
+	leaving := func() shaman.Leaving {
+		if down.Load() {
+			return shaman.LeaveDown
+		}
+		return shaman.AskSystemd()
+	}
 	d, err := shaman.New(shaman.Options{
-		Local: local, Logger: log, At: failpoint(), Leaving: shaman.AskSystemd,
+		Local: local, Logger: log, At: failpoint(), Leaving: leaving,
+		Reset:  watchdog.Resetter(local.ResetCommand, log),
 		Notify: func(state string) { _, _ = daemon.SdNotify(false, state) }, // outside systemd there is nobody to tell
 	})
 	if err == nil {
 		hup := make(chan os.Signal, 1)
 		signal.Notify(hup, syscall.SIGHUP)
 		go d.ReloadOn(ctx, hup, *file, level)
+		if os.Getenv("NOTIFY_SOCKET") != "" {
+			go shaman.WatchShutdown(ctx, d.ShutDown, log)
+		}
 		err = d.Run(ctx)
 	}
 	if err != nil {

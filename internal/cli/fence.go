@@ -59,7 +59,8 @@ type evidence struct {
 	unknown  bool   // the heartbeat cannot be read
 	failover *cluster.Failover
 	versions versions
-	methods  []string // FENCE_METHODS
+	methods  []string      // FENCE_METHODS
+	interval time.Duration // HEARTBEAT_INTERVAL
 }
 
 // examine reads the heartbeat for as long as a silent one has to be watched.
@@ -82,6 +83,7 @@ func (a *app) examine(ctx context.Context, s *snapshot, word string) (evidence, 
 	}
 	e.methods = cfg.FenceMethods
 	t := cfg.Timing()
+	e.interval = t.Heartbeat
 	first, err := a.store.ReadHeartbeat(ctx, n.ID, t.Probe)
 	if err != nil {
 		e.unknown, e.heart = !errors.Is(err, cluster.ErrTorn), "cannot be read: "+err.Error()
@@ -116,7 +118,14 @@ func (e evidence) String() string {
 	if e.alive {
 		lease = "held: the daemon is in contact with etcd"
 	}
-	out := fmt.Sprintf("node %s (%s, %s)\n  status:    %s\n  lease:     %s\n  heartbeat: %s", e.node.Name, e.node.ID, e.node.Address, e.node.Status(), lease, e.heart)
+	dog := "off"
+	if w := e.node.Watchdog; w.Armed {
+		dog = fmt.Sprintf("armed, time-out %s; proves the node harmless after %s of silence on both channels", w.Timeout, cluster.WatchdogProof(w.SelfFenceTimeout, w.Timeout, e.interval))
+		if w.Virtual {
+			dog += "; it is a virtual machine's, which counts only with WATCHDOG_TRUST_VIRTUAL=yes"
+		}
+	}
+	out := fmt.Sprintf("node %s (%s, %s)\n  status:    %s\n  lease:     %s\n  heartbeat: %s\n  watchdog:  %s", e.node.Name, e.node.ID, e.node.Address, e.node.Status(), lease, e.heart, dog)
 	if f := e.failover; f != nil {
 		out += fmt.Sprintf("\n  failover:  %s, phase %s: %s", f.ID(), f.Phase, clean(f.Reason))
 	}
@@ -195,7 +204,7 @@ func (a *app) confirm(ctx context.Context, word, yes string) error {
 	}
 	n := e.node
 	a.say("%s", e)
-	inactive := s.facts.Nodes[n.ID].Stopped == cluster.StopInactive && e.failover == nil
+	inactive := s.facts.Nodes[n.ID].Stopped != cluster.NotStopped && e.failover == nil
 	switch {
 	case e.alive:
 		return fail(exitRefused, "node %s is alive; nothing was done", n.Name)

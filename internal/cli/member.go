@@ -242,7 +242,7 @@ func (a *app) leave(ctx context.Context, which nodeFlags, keep bool) error {
 	case n.Liveness == cluster.Recovering:
 		return fail(exitRefused, "node %s is Recovering: it is back and not admitted yet; wait until 'shaman stat' shows it as Active, then run this again", n.Name)
 	case n.Liveness == cluster.Down:
-		return fail(exitRefused, "node %s was shut down in good order and its VEs wait for it; start it and leave then", n.Name)
+		return fail(exitRefused, "node %s was shut down in good order and its VEs wait for it; start it and leave then, or run 'shaman fence confirm %s' first, which moves its VEs", n.Name, n.Name)
 	default:
 		return fail(exitRefused, "node %s is %s: its VEs have to be taken over first; wait until 'shaman stat' shows it as Fenced, then run this again", n.Name, n.Status())
 	}

@@ -98,6 +98,10 @@ type FenceTarget struct {
 	Name     string
 	Failover FailoverID
 	Serial   int64
+	Watchdog Watchdog // as the node published it for this incarnation
+	// LostFor is for how long this master has seen its alive key to be absent, at
+	// the moment of the call.
+	LostFor time.Duration
 }
 
 // Opening is what was observed of a node when its failover is to be opened.
@@ -126,5 +130,6 @@ type Admission struct {
 	Name        string
 	Address     string
 	At          time.Time // by the node's own clock
-	CrashLimit  int       // NODE_CRASH_PER_HOUR_THRESHOLD; 0 = crashes are not counted
+	Watchdog    Watchdog
+	CrashLimit  int // NODE_CRASH_PER_HOUR_THRESHOLD; 0 = crashes are not counted
 }

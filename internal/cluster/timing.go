@@ -48,3 +48,13 @@ func (t Timing) Silence() time.Duration { return 4*t.Heartbeat + t.Probe }
 // Settle is how long a new master, or one whose etcd was away, leaves alone the
 // nodes whose heartbeat goes on.
 func (t Timing) Settle() time.Duration { return t.Lease + 5*time.Second }
+
+// WatchdogProof is T_wd: how long both channels of a node must be silent before
+// its armed watchdog has surely fired. (P + 3·W + 1 s)·1.001 + H + 1 s, with the P
+// and W that the node published: a check may pass just before P ends and its feed
+// land a whole W later, the thread stall another W, and the kernel feeds once more
+// when the holder of the device dies. model/silence.pml shows that 2·W is not enough.
+func WatchdogProof(selfFence, timeout, heartbeat time.Duration) time.Duration {
+	base := selfFence + 3*timeout + time.Second
+	return base + base/1000 + heartbeat + time.Second
+}

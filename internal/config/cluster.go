@@ -103,7 +103,9 @@ func (c *Cluster) set(key, v string, warns *[]Warning) (err error) {
 			err = fmt.Errorf("%q is not allowed; want more than 0, or nothing for LOCK_TIMEOUT", v)
 		}
 	case "WATCHDOG_TIMEOUT":
-		dur(&c.WatchdogTimeout)
+		if dur(&c.WatchdogTimeout); err == nil && c.WatchdogTimeout != 0 && (c.WatchdogTimeout < 2*time.Second || c.WatchdogTimeout > time.Hour || c.WatchdogTimeout%time.Second != 0) {
+			err = fmt.Errorf("%q is not allowed; want 0 (off) or whole seconds from 2 to 3600", v)
+		}
 	case "WATCHDOG_TRUST_VIRTUAL":
 		c.WatchdogTrustVirtual, err = parseYesNo(v)
 	case "FENCE_METHODS":
@@ -221,25 +223,24 @@ func (c Cluster) Lines(verbose bool, nodes int) []string {
 func (c Cluster) budget() []string {
 	t := c.Timing()
 	lost := t.Lease + 500*time.Millisecond
+	watchdog := fmt.Sprintf("# proof by watchdog: %s (T_wd %s after the last sign of life), if the device takes the time-out as it is", lost+c.WatchdogProof(), c.WatchdogProof())
+	if c.WatchdogTimeout == 0 {
+		watchdog = "# proof by watchdog: none (WATCHDOG_TIMEOUT=0)"
+	}
 	return []string{
 		fmt.Sprintf("# a lost node is noticed %s after its last renewal at the latest (an etcd leader change can add %s)", lost, t.Lease+4*time.Second),
 		fmt.Sprintf("# validity: a lease is acted on for %s after a renewal was sent", t.Lease-t.Margin),
 		fmt.Sprintf("# proof by storage, of a node that lives and has lost etcd: %s, plus the time to stop its VEs (STOP_BUDGET, %s, at most)", lost, c.StopBudget),
 		fmt.Sprintf("# proof by agent: %s, plus the time of the power switch (at most 40s); %s later for a node whose heartbeat goes on", lost, c.StopBudget+time.Second),
 		fmt.Sprintf("# proof by rebooted: %s, once the node's new boot has answered", lost),
-		fmt.Sprintf("# proof by watchdog: %s (not in this version)", lost+c.WatchdogProof()),
+		watchdog,
 		"# proof by manual: when an operator runs 'shaman fence confirm'",
 	}
 }
 
-// WatchdogProof is T_wd: how long both channels must be silent before an armed
-// watchdog has surely fired. (P + 3·W + 1 s)·1.001 + H + 1 s: a check may pass
-// just before P ends and its feed land a whole W later, the thread stall another
-// W, and the kernel feeds once more when the holder of the device dies.
+// WatchdogProof is T_wd with the configured numbers.
 func (c Cluster) WatchdogProof() time.Duration {
-	t := c.Timing()
-	base := t.SelfFence + 3*c.WatchdogTimeout + time.Second
-	return base + base/1000 + t.Heartbeat + time.Second
+	return cluster.WatchdogProof(c.Timing().SelfFence, c.WatchdogTimeout, c.Timing().Heartbeat)
 }
 
 // ParseSet reads the arguments of set-config; an empty value returns to the default.

@@ -27,6 +27,7 @@ type Local struct {
 	EtcdUsername, EtcdPasswordFile string
 	Hypervisors                    []string
 	FenceDir                       string
+	WatchdogDevice, ResetCommand   string
 	ListenAddress, WebConfigFile   string
 	StateDir, RunDir               string
 	BootIDFile, HardwareID         string
@@ -159,6 +160,10 @@ func (l *Local) set(key, v string) (err error) {
 				err = fmt.Errorf("%q is no driver of this version; there is: process", h)
 			}
 		}
+	case "WATCHDOG_DEVICE":
+		l.WatchdogDevice, err = absolute(v)
+	case "RESET_COMMAND":
+		l.ResetCommand = v
 	case "FENCE_DIR":
 		l.FenceDir, err = absolute(v)
 	case "LISTEN_ADDRESS":

@@ -27,7 +27,7 @@ func host(t testing.TB) string {
 func localDefaults(t testing.TB) Local {
 	return Local{
 		ClusterName: "lab", ClusterMount: "/mnt/ve", EtcdEndpoints: []string{"10.0.0.1:2379"},
-		NodeName: host(t), NodeAddress: host(t), Hypervisors: []string{"process"}, FenceDir: "/etc/shaman/fence.d",
+		NodeName: host(t), NodeAddress: host(t), Hypervisors: []string{"process"}, FenceDir: "/etc/shaman/fence.d", WatchdogDevice: "/dev/watchdog",
 		ListenAddress: "127.0.0.1:9631", StateDir: "/var/lib/shaman", RunDir: "/run/shaman",
 		BootIDFile: "/proc/sys/kernel/random/boot_id", RescanInterval: time.Second, LogLevel: 2, LogFormat: "json",
 	}
@@ -72,6 +72,8 @@ func everyLocalKey(t testing.TB) map[string]struct {
 		"ETCD_PASSWORD_FILE": {secret + "\nETCD_USERNAME=u", func(l *Local) { l.EtcdUsername, l.EtcdPasswordFile = "u", secret }},
 		"HYPERVISORS":        {"process", func(*Local) {}},
 		"FENCE_DIR":          {"/fence", func(l *Local) { l.FenceDir = "/fence" }},
+		"WATCHDOG_DEVICE":    {"/dev/watchdog1", func(l *Local) { l.WatchdogDevice = "/dev/watchdog1" }},
+		"RESET_COMMAND":      {"echo c >/proc/sysrq-trigger", func(l *Local) { l.ResetCommand = "echo c >/proc/sysrq-trigger" }},
 		"LISTEN_ADDRESS":     {":9000", func(l *Local) { l.ListenAddress = ":9000" }},
 		"WEB_CONFIG_FILE":    {"/web", func(l *Local) { l.WebConfigFile = "/web" }},
 		"STATE_DIR":          {"/state/", func(l *Local) { l.StateDir = "/state" }},

@@ -22,10 +22,12 @@ import (
 	"github.com/shaman-ha/shaman/internal/hypervisor/process"
 	"github.com/shaman-ha/shaman/internal/node"
 	"github.com/shaman-ha/shaman/internal/resources"
+	"github.com/shaman-ha/shaman/internal/watchdog"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
 )
 
 // Version is set when the program is built.
@@ -38,6 +40,8 @@ type Options struct {
 	Notify  func(state string)  // sd_notify; nil outside systemd
 	Leaving func() Leaving      // asked once, when the daemon is told to end; nil = Inactive
 	Drivers []hypervisor.Driver // nil = those that HYPERVISORS lists
+	Reset   func(why string)    // resets the machine at once; nil = only said
+	Dial    []grpc.DialOption   // added to those of the etcd client; for tests
 	At      func(label string)  // called before and after each step that changes something; for tests
 }
 
@@ -48,6 +52,7 @@ type Leaving int
 const (
 	LeaveInactive Leaving = iota // nobody looks after the VEs; no failover
 	LeaveRestart                 // back in a moment: everything is kept
+	LeaveDown                    // the host is shutting down: its VEs are stopped
 )
 
 // Daemon is one shaman-monitor.
@@ -62,6 +67,9 @@ type Daemon struct {
 	keys      etcd.Layout
 	store     *resources.Store
 	drivers   *hypervisor.Set
+	dog       *watchdog.Dog
+	living    atomic.Pointer[node.Node]             // of the last membership
+	goodbye   atomic.Pointer[func(context.Context)] // that one's orderly shutdown
 	settings  atomic.Pointer[config.Cluster]
 	status    atomic.Pointer[string]       // one sentence on what the daemon is at
 	ready     atomic.Pointer[func() error] // why the node cannot do its work now; nil = it is no member yet
@@ -73,6 +81,9 @@ func New(o Options) (*Daemon, error) {
 	d := &Daemon{Options: o, registry: prometheus.NewRegistry(), keys: etcd.NewLayout(o.Local.ClusterName)}
 	if d.Notify == nil {
 		d.Notify = func(string) {}
+	}
+	if d.Reset == nil {
+		d.Reset = func(why string) { d.Logger.Error("this machine would be reset now", zap.String("reason", why)) }
 	}
 	d.say("starting")
 	defaults := config.MustDefaults()
@@ -120,6 +131,14 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
+	// Before all else: a watchdog that the daemon before this one armed does not wait.
+	if d.dog, err = watchdog.New(watchdog.Options{
+		Device: d.Local.WatchdogDevice, RunDir: d.Local.RunDir, BootID: d.boot, Reset: d.Reset, Starved: d.starved, Log: d.Logger.Named("watchdog"),
+	}); err != nil {
+		return err
+	}
+	d.dog.Resume()
+	defer d.dog.Close()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.serveHTTP(ctx) })
 	g.Go(func() error { return d.feedSystemd(ctx) })
@@ -136,6 +155,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 			if !errors.Is(err, node.ErrLeft) {
 				return err
 			}
+			d.dog.Disarm()                      // nobody counts on it any more
 			_ = os.Remove(d.introductionFile()) // a node that is no member has to ask anew
 			d.Logger.Info("this node left the cluster; waiting to be joined again")
 		}
@@ -148,13 +168,29 @@ func (d *Daemon) Run(ctx context.Context) error {
 	return err
 }
 
+// ShutDown is called when this host begins to shut down. It returns when its VEs
+// are stopped and etcd knows, or when that cannot be done.
+func (d *Daemon) ShutDown(ctx context.Context) {
+	if bye := d.goodbye.Load(); bye != nil {
+		(*bye)(ctx)
+	}
+}
+
+// starved is told that the watchdog is fed no more.
+func (d *Daemon) starved(why string) {
+	d.say("being reset: " + why)
+	if n := d.living.Load(); n != nil {
+		n.Starved(why)
+	}
+}
+
 // dial prepares the client of etcd. With a user name it has to ask etcd for a
 // token, so it waits for etcd like everything else.
 func (d *Daemon) dial(ctx context.Context) error {
 	return d.waitFor(ctx, "etcd", func() (err error) {
 		d.client, err = etcd.Dial(etcd.Options{
 			Endpoints: d.Local.EtcdEndpoints, CACert: d.Local.EtcdCACert, Cert: d.Local.EtcdCert, Key: d.Local.EtcdKey,
-			Username: d.Local.EtcdUsername, PasswordFile: d.Local.EtcdPasswordFile, Logger: zap.NewNop(),
+			Username: d.Local.EtcdUsername, PasswordFile: d.Local.EtcdPasswordFile, Logger: zap.NewNop(), Dial: d.Dial,
 		})
 		return etcd.Explain(err)
 	})

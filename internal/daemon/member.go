@@ -169,9 +169,10 @@ func (m *member) buildNode() error {
 	}, func(ctx context.Context, deadline time.Duration) (cluster.Heartbeat, error) {
 		return m.store.ReadHeartbeat(ctx, m.host, deadline)
 	}, m.timing, cluster.Heartbeat{Host: m.host, Boot: m.boot, HW: m.hardware, Nonce: m.nonce}, former, m.Logger.Named("mount"))
+	m.heart.Contacted = m.dog.Contact
 	m.node = &node.Node{
 		Self: m.host, Name: m.name, Address: m.address, BootID: m.boot, HardwareID: m.hardware, Nonce: m.nonce, Version: Version,
-		Members: m.members, Mount: m.store, Hypervisor: m.drivers, Heart: m.heart, Gate: &node.Gate{}, State: m.state,
+		Members: m.members, Mount: m.store, Hypervisor: m.drivers, Watchdog: m.dog, Heart: m.heart, Gate: &node.Gate{}, State: m.state,
 		Settings: m.nodeSettings, Usage: m.usage, Ignored: m.isIgnored, IgnoreNow: m.ignoreNow,
 		Grant: func(ctx context.Context) (node.Lease, error) {
 			l, err := election.Grant(ctx, m.client, m.timing(), m.Logger.Named("lease"))
@@ -184,10 +185,13 @@ func (m *member) buildNode() error {
 			}
 			return m.leased(l), etcd.Explain(err)
 		},
-		Elect: m.elect, Active: m.active,
+		Elect: m.elect, Active: m.active, Reset: m.Reset,
 		Status: m.say,
 		Event:  m.events.Add, Log: m.Logger.Named("node"),
 	}
+	m.living.Store(m.node)
+	bye := m.shutDown
+	m.goodbye.Store(&bye)
 	return nil
 }
 
@@ -223,7 +227,21 @@ func poke(c chan struct{}) {
 }
 
 // run runs all parts of a membership; the first one to end ends all.
-func (m *member) run(ctx context.Context) error {
+func (m *member) run(outer context.Context) error {
+	// Everything goes on until this node has said goodbye, if it is to.
+	ctx, end := context.WithCancelCause(context.WithoutCancel(outer))
+	defer end(nil)
+	leaving := LeaveInactive
+	farewell := context.AfterFunc(outer, func() {
+		if m.Leaving != nil {
+			leaving = m.Leaving()
+		}
+		if leaving == LeaveDown {
+			m.shutDown(ctx)
+		}
+		end(context.Cause(outer))
+	})
+	defer farewell()
 	defer m.gatherers.Store(&prometheus.Gatherers{m.registry})
 	ready := m.whyNotReady
 	m.ready.Store(&ready)
@@ -235,6 +253,14 @@ func (m *member) run(ctx context.Context) error {
 		_ = m.events.Run(ectx) // ends with its context only
 	}()
 	defer func() { stopEvents(); <-eventsDone }()
+	// The heart goes on until this node has said goodbye: as long as its watchdog is
+	// armed, contact with the mount keeps the machine up.
+	heartDone := make(chan struct{})
+	go func() {
+		defer close(heartDone)
+		_ = m.heart.Run(ectx) // ends with its context only
+	}()
+	defer func() { stopEvents(); <-heartDone }()
 
 	if c, err := m.drivers.Capacity(ctx); err == nil {
 		m.capacity = c
@@ -245,7 +271,7 @@ func (m *member) run(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
 	for _, part := range []func(context.Context) error{
 		m.members.Run, m.inbox.Run, m.ledger.Failovers.Run, m.ledger.Confirms.Run, m.masters.Run, m.config.Run, m.brake.Run,
-		m.heart.Run, m.pulses.Run, m.answerQuestions,
+		m.pulses.Run, m.answerQuestions,
 		func(ctx context.Context) error {
 			return m.store.Watch(ctx, m.host, m.Local.RescanInterval, m.Logger.Named("resources"), m.agent.Look)
 		},
@@ -257,10 +283,24 @@ func (m *member) run(ctx context.Context) error {
 	g.Go(func() error { return m.node.Run(gctx) })
 	err := g.Wait()
 	if ctx.Err() != nil {
-		m.retire(ctx, last.Lease)
+		m.retire(ctx, last.Lease, leaving)
 	}
 	return err
 }
+
+// shutDown is the orderly end of this host.
+func (m *member) shutDown(ctx context.Context) {
+	c := m.settings.Load()
+	ctx, cancel := context.WithTimeout(ctx, c.ActionTimeout+c.StopBudget+downSlack)
+	defer cancel()
+	m.say("the host is shutting down; stopping its VEs")
+	if err := m.node.ShutDown(ctx); err != nil {
+		m.Logger.Warn("this host shuts down without a record of it", zap.Error(err))
+	}
+}
+
+// downSlack is the time for etcd to record that a host went down.
+const downSlack = 5 * time.Second
 
 func (m *member) leaseValid() bool {
 	l := m.currentLease()
@@ -279,22 +319,43 @@ func (m *member) whyNotReady() error {
 }
 
 // retire is the end of a daemon that was told to stop.
-func (m *member) retire(ctx context.Context, l node.Lease) {
-	if m.Leaving != nil && m.Leaving() == LeaveRestart {
+func (m *member) retire(ctx context.Context, l node.Lease, leaving Leaving) {
+	if leaving == LeaveRestart {
 		m.Logger.Info("the daemon restarts: lease and VEs are kept")
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.goodbyeTime())
 	defer cancel()
-	done, err := m.node.Retire(ctx, l)
-	if err != nil {
-		m.Logger.Warn("could not record that this daemon was stopped on purpose; the others may fail this node over", zap.Error(etcd.Explain(err)))
-		return
+	said := ""
+	for {
+		done, err := m.node.Retire(ctx, l)
+		switch {
+		case done:
+			m.Logger.Info("the node is Inactive: its VEs run on, and are not protected until the daemon starts again")
+			return
+		case err == nil:
+			return
+		case m.dog.Starving() || !m.dog.State().Armed || boottime.WaitUntil(ctx, boottime.Now().Add(retirePause)) != nil:
+			m.Logger.Error("could not record that this daemon was stopped on purpose; the others may fail this node over, and an armed watchdog resets this machine", zap.Bool("armed", m.dog.State().Armed), zap.Error(etcd.Explain(err)))
+			return
+		}
+		if msg := err.Error(); msg != said {
+			said = msg
+			m.Logger.Error("the watchdog stays armed until etcd has recorded that this daemon stops: without that the machine is reset; tried again", zap.Duration("for", m.goodbyeTime()), zap.Error(etcd.Explain(err)))
+		}
 	}
-	if !done {
-		return
+}
+
+// retirePause is the pause between two tries to say goodbye.
+const retirePause = 500 * time.Millisecond
+
+// goodbyeTime bounds them. With an armed watchdog the machine is reset after it,
+// so it is worth waiting for; the unit's TimeoutStopSec is longer.
+func (m *member) goodbyeTime() time.Duration {
+	if m.dog.State().Armed {
+		return time.Minute
 	}
-	m.Logger.Info("the node is Inactive: its VEs run on, and are not protected until the daemon starts again")
+	return 5 * time.Second
 }
 
 // elect campaigns under a lease, and leads.
@@ -371,6 +432,11 @@ func (m *member) methods() []failover.Method {
 		"storage": &fencing.Storage{
 			Slots: m.store, Timing: m.timing, Budget: func() time.Duration { return m.settings.Load().StopBudget },
 			Beats: func(n cluster.NodeID) bool { return m.pulses.Of(n) != failover.PulseSilent },
+		},
+		"watchdog": &fencing.Watchdog{
+			Silence: m.pulses.Silence, Timing: m.timing, TrustVirtual: func() bool { return m.settings.Load().WatchdogTrustVirtual },
+			Beats:         func(n cluster.NodeID) bool { return m.pulses.Of(n) == failover.PulseBeats },
+			NotApplicable: failover.ErrNotApplicable,
 		},
 		"agent": &fencing.Agent{Dir: m.Local.FenceDir, NotApplicable: failover.ErrNotApplicable},
 	}
@@ -468,7 +534,12 @@ func (m *member) gauges(reg prometheus.Registerer) {
 		last, _ := m.heart.Contact()
 		return boottime.Since(last).Seconds()
 	})
-	f.NewGaugeFunc(prometheus.GaugeOpts{Name: "shaman_fencing_watchdog_armed", Help: "1 while this node's watchdog is armed; always 0 in this version."}, func() float64 { return 0 })
+	f.NewGaugeFunc(prometheus.GaugeOpts{Name: "shaman_fencing_watchdog_armed", Help: "1 while this node's watchdog is armed. Alert at 0 where one is expected."}, func() float64 {
+		if m.dog.State().Armed {
+			return 1
+		}
+		return 0
+	})
 	f.NewGaugeFunc(prometheus.GaugeOpts{Name: "shaman_membership_admitted", Help: "1 while this node is admitted. Alert at 0."}, func() float64 {
 		if m.node.Admitted() != nil {
 			return 1

@@ -47,7 +47,7 @@ func (m *member) agentSettings() agent.Settings {
 
 func (m *member) nodeSettings() node.Settings {
 	c := m.settings.Load()
-	return node.Settings{Timing: c.Timing(), StopBudget: c.StopBudget, ActionTimeout: c.ActionTimeout, CrashLimit: c.NodeCrashThreshold}
+	return node.Settings{Timing: c.Timing(), StopBudget: c.StopBudget, ActionTimeout: c.ActionTimeout, CrashLimit: c.NodeCrashThreshold, Watchdog: c.WatchdogTimeout, Reboot: c.LeaseLostAction == "reboot"}
 }
 
 func (m *member) engineSettings() failover.Settings {
@@ -57,6 +57,6 @@ func (m *member) engineSettings() failover.Settings {
 	return failover.Settings{
 		Timing: c.Timing(), Patience: c.Patience, SkipThreshold: c.SkipThreshold(nodes), StopBudget: c.StopBudget,
 		PoolCheck: c.PoolCheckTimeout, ActionTimeout: c.ActionTimeout, RelocateTries: c.RelocateTries,
-		Reserve: c.HostMemoryReserve, ManualAllowed: slices.Contains(c.FenceMethods, "manual"), RebootedCounts: true,
+		Reserve: c.HostMemoryReserve, ManualAllowed: slices.Contains(c.FenceMethods, "manual"), RebootedCounts: true, MoveDown: c.ShutdownPolicy == "failover",
 	}
 }

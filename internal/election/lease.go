@@ -35,6 +35,7 @@ type Lease struct {
 	validUntil boottime.Time
 	gap        boottime.Time // last moment at which validity was not given
 	ended      bool
+	contact    func(sent boottime.Time) // nil = nobody wants to know
 }
 
 // Grant gets a new lease of exactly timing.Lease. A server that grants another
@@ -108,6 +109,16 @@ func (l *Lease) ValidSince() boottime.Time {
 	return l.gap
 }
 
+// Observe calls f with the moment at which the last acknowledged renewal was sent,
+// and again at each later one, until it is called with nil. f must not block.
+func (l *Lease) Observe(f func(sent boottime.Time)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.contact = f; f != nil && !l.ended {
+		f(l.validUntil.Add(l.timing.Margin - l.timing.Lease))
+	}
+}
+
 // Lost is closed once etcd has said that the lease is gone.
 func (l *Lease) Lost() <-chan struct{} { return l.lost }
 
@@ -144,4 +155,7 @@ func (l *Lease) renewed(sent boottime.Time) {
 		l.gap = now
 	}
 	l.validUntil = max(l.validUntil, sent.Add(l.timing.Lease-l.timing.Margin))
+	if l.contact != nil {
+		l.contact(sent)
+	}
 }

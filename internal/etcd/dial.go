@@ -27,6 +27,7 @@ type Options struct {
 	Username     string
 	PasswordFile string
 	Logger       *zap.Logger // of the client itself
+	Dial         []grpc.DialOption
 }
 
 const (
@@ -56,10 +57,10 @@ func Dial(o Options) (*clientv3.Client, error) {
 		MaxUnaryRetries:      3,
 		Logger:               o.Logger,
 		Username:             o.Username,
-		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+		DialOptions: append([]grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           pace(),
 			MinConnectTimeout: time.Second,
-		})},
+		})}, o.Dial...),
 	}
 	if o.PasswordFile != "" {
 		b, err := os.ReadFile(o.PasswordFile)

@@ -16,7 +16,10 @@ func (m *term) apply(ctx context.Context, o Observation, s Step) error {
 	log := m.Log.With(zap.String("failover", s.Failover.String()), zap.String("node", o.name(s.Failover.Node)), zap.Int64("epoch", int64(m.Epoch)))
 	switch s.Do {
 	case ActFence:
-		m.prover.start(ctx, cluster.FenceTarget{Node: s.Failover.Node, Name: o.name(s.Failover.Node), Failover: s.Failover, Serial: s.Was.Create}, s.Delay, func() error { return m.mayAct(ctx) })
+		m.prover.start(ctx, cluster.FenceTarget{
+			Node: s.Failover.Node, Name: o.name(s.Failover.Node), Failover: s.Failover, Serial: s.Was.Create,
+			Watchdog: o.Nodes[s.Failover.Node].Value.Watchdog, LostFor: o.lostFor(s.Failover.Node),
+		}, s.Delay, func() error { return m.mayAct(ctx) })
 		return nil
 	case ActOpen:
 		if err := m.mark(ctx, m.Term); err != nil {

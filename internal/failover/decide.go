@@ -48,13 +48,14 @@ func sortedFailovers(m map[cluster.FailoverID]cluster.Versioned[cluster.Failover
 	return slices.SortedFunc(maps.Keys(m), func(a, b cluster.FailoverID) int { return strings.Compare(a.String(), b.String()) })
 }
 
-// lostNodes are the members that were admitted once, did not say goodbye, and
-// are not alive.
+// lostNodes are the members that were admitted once, are not alive, and did not
+// say goodbye, or did it by shutting their host down and are to be moved for that.
 func lostNodes(o *Observation) []cluster.NodeID {
 	var out []cluster.NodeID
 	for id, e := range o.Nodes {
 		_, alive := o.Alive[id]
-		if e.Err == nil && !alive && e.Value.Stopped == cluster.NotStopped && e.Value.BootID != "" {
+		lost := e.Value.Stopped == cluster.NotStopped || e.Value.Stopped == cluster.StopDown && o.MoveDown
+		if e.Err == nil && !alive && lost && e.Value.BootID != "" {
 			out = append(out, id)
 		}
 	}
@@ -72,7 +73,7 @@ func brakeNodes(o *Observation, lost []cluster.NodeID) []cluster.NodeID {
 		f, open := o.Failovers[cluster.FailoverID{Node: id, Incarnation: rec.Incarnation}]
 		_, back := o.Recovering[id]
 		switch {
-		case back, rec.Released == rec.Incarnation && rec.Incarnation != 0:
+		case back, rec.Released == rec.Incarnation && rec.Incarnation != 0, rec.Stopped == cluster.StopDown:
 			return false
 		case open && (f.Value.Phase.Sealed() || f.Value.Phase == cluster.PhaseAwaitingFence || f.Value.Proof == manual):
 			return false
@@ -156,7 +157,8 @@ func decideOpen(o *Observation, id cluster.NodeID, brake []cluster.NodeID) (Step
 		}
 	}
 	pulse := o.Pulses[id]
-	if !o.Settled && !back && pulse != PulseSilent {
+	down := rec.Value.Stopped == cluster.StopDown
+	if !down && !o.Settled && !back && pulse != PulseSilent {
 		// A new master, or one whose etcd was away: whoever still beats may be
 		// back in a moment, and an etcd outage must move nothing.
 		return Step{}, false
@@ -168,6 +170,9 @@ func decideOpen(o *Observation, id cluster.NodeID, brake []cluster.NodeID) (Step
 	case PulseUnknown:
 		how = "its lease ended; its heartbeat cannot be judged"
 	case PulseSilent:
+	}
+	if down {
+		live, how = cluster.Down, "its host was shut down in good order, and SHUTDOWN_POLICY is failover"
 	}
 	at := o.Clock.UTC().Format(time.RFC3339Nano)
 	lostAt := o.Clock.Add(-o.Now.Sub(since)).UTC().Format(time.RFC3339Nano)
@@ -269,6 +274,9 @@ func proofOf(o *Observation, f cluster.Versioned[cluster.Failover]) (Proof, bool
 	if o.RebootedCounts && rg.Value.Clean && rg.Value.BootID != "" && rg.Value.BootID != rec.Value.BootID &&
 		rg.Value.HardwareID != "" && rg.Value.HardwareID == rec.Value.HardwareID && rg.Value.Incarnation == id.Incarnation {
 		return Proof{Method: "rebooted", Evidence: fmt.Sprintf("hardware %s runs boot %s, was admitted with boot %s, and says that nothing of its repository runs", rg.Value.HardwareID, rg.Value.BootID, rec.Value.BootID)}, true
+	}
+	if rec.Value.Stopped == cluster.StopDown && rec.Value.Incarnation == id.Incarnation {
+		return Proof{Method: "down", Evidence: fmt.Sprintf("the node stopped everything and recorded that at %s, before its host was shut down", rec.Value.StoppedAt)}, true
 	}
 	c, ok := o.Confirms[id]
 	if ok && o.ManualAllowed && c.Err == nil && (c.Value.Serial == f.Create || c.Value.Serial == 0 && c.Mod == rec.Mod) {

@@ -136,8 +136,14 @@ const answerRead = 2 * time.Second
 // was surely seen: it stays for a while, but in nobody's way.
 func (b *actionBoard) wasRead(v cluster.Action) bool {
 	done, err := time.Parse(time.RFC3339Nano, v.DoneAt)
-	handsOver := v.Verb == cluster.VerbTake || v.Verb == cluster.VerbGiveBack
+	handsOver := v.Verb == cluster.VerbTake || v.Verb == cluster.VerbGiveBack || failedHere(v)
 	return v.State == cluster.ActionDone && v.Failover == "" && !handsOver && err == nil && b.o.Clock.Sub(done) > answerRead
+}
+
+// failedHere tells whether a VE that had waited could not be started where it
+// waited. An operator's start that failed is the operator's to look after.
+func failedHere(v cluster.Action) bool {
+	return v.Verb == cluster.VerbStart && v.Policy != "" && v.State == cluster.ActionDone && v.Outcome == cluster.OutcomeFailed
 }
 
 // ownedBy tells whether a path lies in a node's repository, and is counted there.
@@ -205,7 +211,7 @@ func (b *actionBoard) followUp(a cluster.Versioned[cluster.Action]) {
 		if b.over(v) && !b.inPool(v) {
 			b.swap(&a, nil)
 		}
-	case v.Outcome == cluster.OutcomeFailed && (v.Verb == cluster.VerbTake || v.Verb == cluster.VerbGiveBack && (v.Failover != "" || v.Attempts > 0)):
+	case failedHere(v), v.Outcome == cluster.OutcomeFailed && (v.Verb == cluster.VerbTake || v.Verb == cluster.VerbGiveBack && (v.Failover != "" || v.Attempts > 0)):
 		b.afterFailure(a)
 	case v.Verb == cluster.VerbBreak && v.Outcome == cluster.OutcomeFailed:
 		b.breakAgain(a)
@@ -286,7 +292,7 @@ func (b *actionBoard) afterFailure(a cluster.Versioned[cluster.Action]) {
 	if v.NewName != "" {
 		next.Resource = v.NewName
 	}
-	if v.Verb == cluster.VerbTake && len(next.Tried) <= b.o.RelocateTries && len(b.o.Alive) > len(next.Tried) {
+	if v.Verb != cluster.VerbGiveBack && len(next.Tried) <= b.o.RelocateTries && len(b.o.Alive) > len(next.Tried) {
 		next.Verb = cluster.VerbGiveBack
 	} else {
 		next.Verb, next.Operation = cluster.VerbBreak, "start"

@@ -22,6 +22,9 @@ func TestDecideOpens(t *testing.T) {
 		{name: "not if it is not known since when it is lost", o: given(lost(node2), func(o *Observation) { delete(o.LostSince, node2) })},
 		{name: "not one that stopped cleanly", o: given(lost(node2), record(node2, func(r *cluster.NodeRecord) { r.Stopped = cluster.StopInactive }))},
 		{name: "not one whose host was shut down", o: given(lost(node2), record(node2, func(r *cluster.NodeRecord) { r.Stopped = cluster.StopDown }))},
+		{name: "one whose host was shut down, where that is to move its VEs", o: given(lost(node2), moveDown, down(node2)), want: []string{"open n2.1 Down"}},
+		{name: "that one also while it beats and by a master that is not settled", o: given(unsettled, lost(node2), beat(node2, PulseBeats), moveDown, down(node2)), want: []string{"open n2.1 Down"}},
+		{name: "not one that stopped cleanly, even then", o: given(lost(node2), moveDown, record(node2, func(r *cluster.NodeRecord) { r.Stopped = cluster.StopInactive }))},
 		{name: "not one that was never admitted", o: given(lost(node2), record(node2, func(r *cluster.NodeRecord) { r.BootID = "" }))},
 		{name: "not one whose record cannot be read", o: given(lost(node2), func(o *Observation) {
 			e := o.Nodes[node2]
@@ -36,6 +39,12 @@ func TestDecideOpens(t *testing.T) {
 		{name: "one that came back and does not get on", o: given(lost(node2), back(node2, 10*time.Second, cluster.RecoveringRecord{})), want: []string{"open n2.1 Crashed"}},
 		{name: "not one that is back and not quiesced", o: given(lost(node2), back(node2, time.Hour, cluster.RecoveringRecord{NotQuiesced: true}))},
 	})
+}
+
+func moveDown(o *Observation) { o.MoveDown = true }
+
+func down(n cluster.NodeID) change {
+	return record(n, func(r *cluster.NodeRecord) { r.Stopped, r.StoppedAt = cluster.StopDown, "2026-03-01T12:00:00Z" })
 }
 
 func TestOpeningComparesWhatWasSeen(t *testing.T) {

@@ -53,6 +53,8 @@ func TestDecideProofsAndSeal(t *testing.T) {
 			c.Err = cluster.ErrTorn
 			o.Confirms[of(node2, 1)] = c
 		}), want: pending},
+		{name: "the word of a node that was shut down in good order is a proof", o: fencing(moveDown, down(node2)), want: provenBy("down")},
+		{name: "that it was stopped is none", o: fencing(record(node2, func(r *cluster.NodeRecord) { r.Stopped = cluster.StopInactive })), want: pending},
 		{name: "agents wait for the node's own quiesce while it beats", o: fencing(beat(node2, PulseBeats), open(node2, cluster.PhaseFencing, func(f *cluster.Failover) { f.Liveness = cluster.Isolated }), func(o *Observation) {
 			o.OpenSince[of(node2, 1)] = moment.Add(-4 * time.Second)
 		}), want: []string{"fence n2.1 after 12s"}},

@@ -54,6 +54,7 @@ type prover struct {
 
 // proving is one failover's methods side by side.
 type proving struct {
+	lost   boottime.Time // when its alive key was first seen to be absent
 	cancel context.CancelFunc
 	proof  *Proof
 	errs   map[string]string // method → its last failure; missing = not tried yet
@@ -66,13 +67,14 @@ type proving struct {
 func (p *prover) start(ctx context.Context, t cluster.FenceTarget, delay time.Duration, check func() error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	begin := boottime.Now().Add(delay)
+	now := boottime.Now()
+	begin := now.Add(delay)
 	if run := p.runs[t.Failover]; run != nil {
 		run.begin = begin
 		return
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	run := &proving{cancel: cancel, errs: map[string]string{}, notYet: len(p.methods), begin: begin}
+	run := &proving{cancel: cancel, errs: map[string]string{}, notYet: len(p.methods), begin: begin, lost: now.Add(-t.LostFor)}
 	p.runs[t.Failover] = run
 	before := make(chan struct{})
 	close(before)
@@ -116,6 +118,7 @@ func (p *prover) prove(ctx context.Context, run *proving, t cluster.FenceTarget,
 	first := true
 	for pause := fencePause; ; pause = min(2*pause, fencePauseMax) {
 		begin := time.Now()
+		t.LostFor = boottime.Since(run.lost)
 		evidence, err := m.Prove(ctx, t, check)
 		if ctx.Err() != nil {
 			return

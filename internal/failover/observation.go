@@ -31,6 +31,7 @@ type Settings struct {
 	Reserve        cluster.Bytes
 	ManualAllowed  bool
 	RebootedCounts bool
+	MoveDown       bool // SHUTDOWN_POLICY=failover
 }
 
 // Pulse is what is known of a node's heartbeat.
@@ -113,6 +114,14 @@ func (o *Observation) view() cluster.View {
 		f.Beating[id] = p == PulseBeats
 	}
 	return cluster.NewView(f)
+}
+
+// lostFor is for how long a node's alive key has been seen to be absent.
+func (o *Observation) lostFor(n cluster.NodeID) time.Duration {
+	if at, seen := o.LostSince[n]; seen {
+		return o.Now.Sub(at)
+	}
+	return 0
 }
 
 func (o *Observation) name(n cluster.NodeID) string {

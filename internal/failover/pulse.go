@@ -121,3 +121,16 @@ func (p *Pulses) Of(n cluster.NodeID) Pulse {
 	}
 	return PulseUnknown
 }
+
+// Silence is the unbroken row of reads that succeeded and showed nothing new: from
+// the end of the read that last saw something new to the issue of the last one. ok
+// is false while there is none.
+func (p *Pulses) Silence(n cluster.NodeID) (from, to boottime.Time, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.seen[n]
+	if s == nil || s.since == 0 || s.asked < s.since {
+		return 0, 0, false
+	}
+	return s.since, s.asked, true
+}

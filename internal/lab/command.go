@@ -42,16 +42,19 @@ that are real processes, and a fence agent that cuts a node's power.
 
 As root each node has a mount namespace with a mount of its own, which can be cut.`}
 	root.PersistentFlags().StringVar(&c.dir, "dir", ".lab", "`directory` of the lab")
-	root.AddCommand(c.up(), c.demo(), c.status(), c.check(), c.down(), c.kill(), c.startCmd(), c.pause(), c.cutCmd(), c.execCmd(), c.host(), c.etcdMember(), c.fenceAgent())
+	root.AddCommand(c.up(), c.demo(), c.status(), c.check(), c.down(), c.kill(), c.startCmd(), c.pause(), c.cutCmd(), c.execCmd(), c.hidden("host", (*Lab).Host), c.hidden("watchdog", (*Lab).Dog), c.etcdMember(), c.fenceAgent())
 	each := func(use, short string, f func(*Lab, Node) error) {
 		root.AddCommand(&cobra.Command{Use: use + " NODE...", Short: short, Args: cobra.MinimumNArgs(1), RunE: func(_ *cobra.Command, args []string) error { return c.nodes(args, f) }})
 	}
 	each("crash-monitor", "Kill a node's daemon alone; 'start' starts it again", (*Lab).CrashMonitor)
 	each("stop-monitor", "Stop a node's daemon in good order, as 'systemctl stop' does", (*Lab).StopMonitor)
+	each("shutdown", "Shut a node down in good order: its VEs are stopped, then its power goes off", (*Lab).Shutdown)
 	each("resume", "Let a node go on that was paused", (*Lab).Resume)
 	each("heal", "Mend all cables of a node", func(l *Lab, n Node) error { return l.SetCut(n, Cut{}) })
 	each("break-fencing", "Make a node's fence agent fail", func(l *Lab, n Node) error { return l.BreakFencing(n, true) })
 	each("fix-fencing", "Make a node's fence agent work again", func(l *Lab, n Node) error { return l.BreakFencing(n, false) })
+	each("break-watchdog", "Make a node's watchdog run out without doing anything", func(l *Lab, n Node) error { return l.BreakWatchdog(n, true) })
+	each("fix-watchdog", "Make a node's watchdog work again", func(l *Lab, n Node) error { return l.BreakWatchdog(n, false) })
 	root.AddCommand(c.member("stop-etcd", "Stop an etcd member, or all", (*Lab).StopEtcd), c.member("start-etcd", "Start an etcd member, or all", (*Lab).StartEtcd))
 	root.SetArgs(args)
 	root.SetOut(out)
@@ -104,13 +107,10 @@ func (c *command) options(cmd *cobra.Command) func() (Options, error) {
 	lock := f.String("lock-timeout", "2s", "LOCK_TIMEOUT")
 	nodeMemory := f.String("node-memory", "64GiB", "memory of a node")
 	veMemory := f.String("ve-memory", "64MiB", "memory of a VE")
-	watchdog := f.Bool("watchdog", false, "give each node a watchdog (not in this version)")
+	f.BoolVar(&o.Watchdog, "watchdog", false, "give each node a watchdog, which cuts its power (needs root)")
 	return func() (Options, error) {
 		var err error
 		o.Dir = c.dir
-		if *watchdog {
-			return o, usage{errors.New("--watchdog: this version has no watchdog support")}
-		}
 		if o.LockTimeout, err = config.ParseDuration(*lock); err != nil {
 			return o, usage{fmt.Errorf("--lock-timeout: %w", err)}
 		}
@@ -382,8 +382,9 @@ func (c *command) member(use, short string, f func(*Lab, Member) error) *cobra.C
 
 // The three commands below are run by the lab itself.
 
-func (c *command) host() *cobra.Command {
-	return &cobra.Command{Use: "host NODE", Hidden: true, Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+// hidden is a process of one node, which other commands start.
+func (c *command) hidden(use string, run func(*Lab, context.Context, Node) error) *cobra.Command {
+	return &cobra.Command{Use: use + " NODE", Hidden: true, Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 		l, err := Open(c.dir)
 		if err != nil {
 			return err
@@ -392,7 +393,7 @@ func (c *command) host() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return l.Host(cmd.Context(), n)
+		return run(l, cmd.Context(), n)
 	}}
 }
 

@@ -34,6 +34,7 @@ type Options struct {
 	NodeMemory  cluster.Bytes
 	VEMemory    cluster.Bytes
 	EtcdMembers int
+	Watchdog    bool
 	Env         []string // added to the environment of all daemons
 }
 
@@ -52,6 +53,7 @@ type Lab struct {
 	VEs         []string      `json:"ves"` // ids of all VEs
 	Running     int           `json:"running"`
 	LockTimeout time.Duration `json:"lock_timeout"`
+	Watchdog    bool          `json:"watchdog,omitempty"` // each node has one
 	Env         []string      `json:"env,omitempty"`
 	Namespaces  bool          `json:"namespaces"` // made as root: each node has a mount of its own
 }

@@ -143,6 +143,7 @@ type stat struct {
 		Name        string
 		Status      string
 		Mount       string
+		Watchdog    string
 		Incarnation int
 	}
 	Resources []struct {
@@ -183,6 +184,15 @@ func (s stat) status(n lab.Node) string {
 	for _, have := range s.Nodes {
 		if have.HostID == string(n.HostID) {
 			return have.Status
+		}
+	}
+	return ""
+}
+
+func (s stat) watchdog(n lab.Node) string {
+	for _, have := range s.Nodes {
+		if have.HostID == string(n.HostID) {
+			return have.Watchdog
 		}
 	}
 	return ""

@@ -38,6 +38,9 @@ func (l *Lab) Start(n Node) error {
 			return err
 		}
 	}
+	if err := l.startDog(n); err != nil {
+		return err
+	}
 	if l.host(n) == 0 {
 		// Without its mount and cables nothing of a node works any more.
 		if err := l.startHost(n); err != nil {
@@ -114,6 +117,15 @@ func (l *Lab) CrashMonitor(n Node) error { return l.signalMonitor(n, syscall.SIG
 
 // StopMonitor ends a node's daemon in good order, as systemctl stop does.
 func (l *Lab) StopMonitor(n Node) error { return l.signalMonitor(n, syscall.SIGTERM) }
+
+// Shutdown ends a node in good order: its daemon is told that the host goes down,
+// and the power goes off when it has ended.
+func (l *Lab) Shutdown(n Node) error {
+	if err := l.signalMonitor(n, syscall.SIGPWR); err != nil {
+		return err
+	}
+	return l.Kill(n)
+}
 
 func (l *Lab) signalMonitor(n Node, sig syscall.Signal) error {
 	pid := l.Monitor(n)

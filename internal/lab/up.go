@@ -134,6 +134,8 @@ func create(o Options) (*Lab, error) {
 		return nil, fmt.Errorf("--nodes %d is not allowed; want 1 to 64", o.Nodes)
 	case o.EtcdMembers != 1 && o.EtcdMembers != 3:
 		return nil, fmt.Errorf("--etcd-members %d is not allowed; want 1 or 3", o.EtcdMembers)
+	case o.Watchdog && os.Geteuid() != 0:
+		return nil, errors.New("--watchdog needs a FUSE device for each node, and that needs root; run the lab as root")
 	case o.VEs < 0 || o.StoppedVEs < 0:
 		return nil, errors.New("--ves and --stopped-ves: want 0 or more")
 	}
@@ -160,7 +162,7 @@ func create(o Options) (*Lab, error) {
 			return nil, fmt.Errorf("%s is not beside shaman-lab: %w; build all programs with 'make build'", p, err)
 		}
 	}
-	l := &Lab{Dir: dir, ClusterName: "lab", Bin: bin, LockTimeout: o.LockTimeout, Namespaces: os.Geteuid() == 0, Running: o.VEs, Env: o.Env}
+	l := &Lab{Dir: dir, ClusterName: "lab", Bin: bin, LockTimeout: o.LockTimeout, Watchdog: o.Watchdog, Namespaces: os.Geteuid() == 0, Running: o.VEs, Env: o.Env}
 	for _, d := range []string{l.Mount(), filepath.Join(dir, "velog"), filepath.Join(dir, "fence.d"), filepath.Join(dir, "bin")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, fmt.Errorf("make the lab: %w", err)
@@ -235,6 +237,8 @@ func (l *Lab) writeNode(n Node, o Options) error {
 			"FENCE_DIR=" + filepath.Join(l.Dir, "fence.d"), "LISTEN_ADDRESS=127.0.0.1:" + strconv.Itoa(n.HTTP),
 			"STATE_DIR=" + filepath.Join(dir, "state"), "RUN_DIR=" + filepath.Join(dir, "run"),
 			"BOOT_ID_FILE=" + filepath.Join(dir, "boot_id"), "HARDWARE_ID=lab-" + n.Name,
+			"WATCHDOG_DEVICE=" + filepath.Join(l.dogDir(n), "watchdog"),
+			fmt.Sprintf("RESET_COMMAND=exec '%s' kill --dir '%s' %s", filepath.Join(l.Bin, "shaman-lab"), l.Dir, n.Name),
 			"NODE_MEMORY=" + strconv.FormatInt(int64(o.NodeMemory), 10), "LOG_LEVEL=4", "",
 		}, "\n")
 	}
@@ -259,7 +263,12 @@ func (l *Lab) writeNode(n Node, o Options) error {
 func (l *Lab) configure(ctx context.Context, o Options) error {
 	set := []string{
 		"set-config", "LOCK_TIMEOUT=" + strconv.Itoa(int(o.LockTimeout/time.Second)) + "s", "RESOURCE_RELOCATION_MODE=" + o.Policy,
-		"LEASE_LOST_ACTION=none", "NODE_CRASH_PER_HOUR_THRESHOLD=0", "WATCHDOG_TIMEOUT=0", "POOL_CHECK_TIMEOUT=5s",
+		"LEASE_LOST_ACTION=none", "NODE_CRASH_PER_HOUR_THRESHOLD=0", "POOL_CHECK_TIMEOUT=5s",
+	}
+	if o.Watchdog {
+		set = append(set, "WATCHDOG_TIMEOUT="+watchdogTimeout, "WATCHDOG_TRUST_VIRTUAL=yes") // the lab's watchdogs are none of a virtual machine
+	} else {
+		set = append(set, "WATCHDOG_TIMEOUT=0")
 	}
 	return l.shaman(ctx, l.Nodes[0], set...)
 }
@@ -296,7 +305,7 @@ func (l *Lab) makeVEs(ctx context.Context, o Options) error {
 // running tells whether anything of the lab runs.
 func (l *Lab) running() bool {
 	for _, n := range l.Nodes {
-		if ps, err := l.procs(n); err != nil || len(ps) > 0 {
+		if ps, err := l.procs(n); err != nil || len(ps) > 0 || l.dog(n) != 0 {
 			return true
 		}
 	}
@@ -312,7 +321,7 @@ func (l *Lab) running() bool {
 func (l *Lab) Down() error {
 	var errs []error
 	for _, n := range l.Nodes {
-		errs = append(errs, l.Kill(n))
+		errs = append(errs, l.Kill(n), l.stopDog(n))
 	}
 	for _, m := range l.Members {
 		errs = append(errs, killAll(envMember, l.memberDir(m)))

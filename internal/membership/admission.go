@@ -100,6 +100,7 @@ func (m *Members) admissionOps(a cluster.Admission, rec cluster.NodeRecord, raw 
 	rec.Stopped, rec.StoppedAt = cluster.NotStopped, ""
 	rec.Serial = serial
 	rec.Released = 0
+	rec.Watchdog = a.Watchdog
 	rec.Elsewhere = cluster.Elsewhere{} // of another life; the next failover asks anew
 	node, err := etcd.Merge(raw, rec)
 	if err != nil {
@@ -165,7 +166,7 @@ func (m *Members) Stop(ctx context.Context, id cluster.NodeID, lease int64, kind
 			etcd.Unchanged(m.keys.Node(id), mod),
 			clientv3.Compare(clientv3.LeaseValue(m.keys.Alive(id)), "=", lease),
 		}
-		rec.Stopped, rec.StoppedAt = kind, at
+		rec.Stopped, rec.StoppedAt, rec.Watchdog = kind, at, cluster.Watchdog{}
 		val, err := etcd.Merge(raw, rec)
 		if err != nil {
 			return err
@@ -182,6 +183,45 @@ func (m *Members) Stop(ctx context.Context, id cluster.NodeID, lease int64, kind
 		}
 	}
 	return fmt.Errorf("record the stop of node %s: %w", id, etcd.ErrConflict)
+}
+
+// PublishWatchdog records the watchdog of an admitted node. It holds the alive key,
+// so no failover of it can be open that counts with what stood there before.
+func (m *Members) PublishWatchdog(ctx context.Context, id cluster.NodeID, lease int64, wd cluster.Watchdog) error {
+	held := clientv3.Compare(clientv3.LeaseValue(m.keys.Alive(id)), "=", lease)
+	return m.update(ctx, id, []clientv3.Cmp{held}, func(r *cluster.NodeRecord) error {
+		r.Watchdog = wd
+		return nil
+	})
+}
+
+// DisownWatchdog takes the watchdog out of the record of a node that is not
+// admitted, unless a failover counts with it already (ErrFailoverOpen).
+func (m *Members) DisownWatchdog(ctx context.Context, id cluster.NodeID) error {
+	rec, _, mod, err := m.get(ctx, id)
+	if errors.Is(err, cluster.ErrNotJoined) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	own, err := m.OwnFailovers(ctx, id)
+	if err != nil {
+		return err
+	}
+	for _, f := range own {
+		if !f.Value.Phase.Sealed() && f.Value.Phase != cluster.PhaseWithdrawn {
+			return fmt.Errorf("%w (failover %s, phase %s)", ErrFailoverOpen, f.Value.ID(), f.Value.Phase)
+		}
+	}
+	unopened := etcd.Absent(m.keys.Failover(cluster.FailoverID{Node: id, Incarnation: rec.Incarnation}))
+	if hasFailover(own, rec.Incarnation) {
+		return nil // sealed: nothing of it is here
+	}
+	return m.update(ctx, id, []clientv3.Cmp{etcd.Unchanged(m.keys.Node(id), mod), unopened}, func(r *cluster.NodeRecord) error {
+		r.Watchdog = cluster.Watchdog{}
+		return nil
+	})
 }
 
 // Leave ends a living node's membership: its record and its alive key go in one

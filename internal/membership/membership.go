@@ -108,6 +108,10 @@ const updateTries = 8
 // Update changes a member's record; f may be called several times. Fields that
 // this version does not know are kept. An error of f ends it and is returned.
 func (m *Members) Update(ctx context.Context, id cluster.NodeID, f func(*cluster.NodeRecord) error) error {
+	return m.update(ctx, id, nil, f)
+}
+
+func (m *Members) update(ctx context.Context, id cluster.NodeID, guards []clientv3.Cmp, f func(*cluster.NodeRecord) error) error {
 	for range updateTries {
 		rec, raw, mod, err := m.get(ctx, id)
 		if err != nil {
@@ -127,7 +131,7 @@ func (m *Members) Update(ctx context.Context, id cluster.NodeID, f func(*cluster
 		if err != nil {
 			return err
 		}
-		_, err = etcd.Commit(ctx, m.client, []clientv3.Cmp{etcd.Unchanged(m.keys.Node(id), mod)}, []clientv3.Op{clientv3.OpPut(m.keys.Node(id), val)})
+		_, err = etcd.Commit(ctx, m.client, append([]clientv3.Cmp{etcd.Unchanged(m.keys.Node(id), mod)}, guards...), []clientv3.Op{clientv3.OpPut(m.keys.Node(id), val)})
 		if err == nil {
 			return nil
 		}

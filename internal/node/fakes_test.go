@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -48,6 +49,11 @@ func (l *fakeLease) ID() int64                 { return l.id }
 func (l *fakeLease) Valid() bool               { return true }
 func (l *fakeLease) ValidSince() boottime.Time { return 0 }
 func (l *fakeLease) Lost() <-chan struct{}     { return l.lost }
+func (l *fakeLease) Observe(f func(boottime.Time)) {
+	if f != nil {
+		f(boottime.Now())
+	}
+}
 func (l *fakeLease) Run(ctx context.Context) error {
 	select {
 	case <-l.lost:
@@ -73,6 +79,8 @@ type fakeMembers struct {
 	leaveErr error
 	stopped  cluster.StopKind
 	onLeave  func()
+	dogErr   error
+	stopErr  error
 }
 
 func (m *fakeMembers) Get(context.Context, cluster.NodeID) (cluster.NodeRecord, int64, error) {
@@ -82,6 +90,18 @@ func (m *fakeMembers) Get(context.Context, cluster.NodeID) (cluster.NodeRecord, 
 }
 func (m *fakeMembers) Update(context.Context, cluster.NodeID, func(*cluster.NodeRecord) error) error {
 	return nil
+}
+func (m *fakeMembers) PublishWatchdog(_ context.Context, _ cluster.NodeID, _ int64, wd cluster.Watchdog) error {
+	m.tr.add(fmt.Sprintf("publish %s/%s", wd.Timeout, wd.SelfFenceTimeout))
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.dogErr
+}
+func (m *fakeMembers) DisownWatchdog(context.Context, cluster.NodeID) error {
+	m.tr.add("disown")
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.dogErr
 }
 func (m *fakeMembers) OwnFailovers(context.Context, cluster.NodeID) ([]cluster.Versioned[cluster.Failover], error) {
 	m.mu.Lock()
@@ -115,6 +135,9 @@ func (m *fakeMembers) Admit(_ context.Context, a cluster.Admission) (int64, erro
 func (m *fakeMembers) Stop(_ context.Context, _ cluster.NodeID, _ int64, kind cluster.StopKind, _ string) error {
 	m.stopped = kind
 	m.tr.add("stop")
+	if m.stopErr != nil {
+		return m.stopErr
+	}
 	return m.leaveErr
 }
 func (m *fakeMembers) Leave(context.Context, cluster.NodeID, int64) error {
@@ -193,6 +216,53 @@ func (s tracedSet) Barrier(ctx context.Context) error {
 	return s.Set.Barrier(ctx)
 }
 
+// fakeDog is a watchdog that remembers what it was asked for.
+type fakeDog struct {
+	tr  *trace
+	mu  sync.Mutex
+	now cluster.Watchdog
+	err error // of Arm
+}
+
+func (d *fakeDog) Arm(timeout, selfFence time.Duration) (cluster.Watchdog, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.err != nil || d.now.Armed {
+		return d.now, d.err
+	}
+	d.tr.add("arm " + timeout.String())
+	d.now = cluster.Watchdog{Armed: true, Timeout: timeout, SelfFenceTimeout: selfFence}
+	return d.now, nil
+}
+func (d *fakeDog) Retune(timeout, selfFence time.Duration) error {
+	d.tr.add(fmt.Sprintf("retune %s/%s", timeout, selfFence))
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.now.Timeout, d.now.SelfFenceTimeout = timeout, selfFence
+	return nil
+}
+func (d *fakeDog) Disarm() {
+	d.armedAdd("disarm")
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.now = cluster.Watchdog{}
+}
+
+// armedAdd traces what concerns a dog that is armed.
+func (d *fakeDog) armedAdd(step string) {
+	if d.State().Armed {
+		d.tr.add(step)
+	}
+}
+func (d *fakeDog) Contact(boottime.Time) {}
+func (d *fakeDog) Limit(boottime.Time)   { d.armedAdd("limit") }
+func (d *fakeDog) Lift()                 { d.armedAdd("lift") }
+func (d *fakeDog) State() cluster.Watchdog {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.now
+}
+
 // site is a node among fakes: joined with incarnation 3, its daemon restarted
 // within the same boot, its repository in place and empty.
 type site struct {
@@ -202,6 +272,8 @@ type site struct {
 	mount   *fakeMount
 	hv      *drivertest.Fake
 	lease   *fakeLease
+	dog     *fakeDog
+	resets  chan string
 	run     string
 }
 
@@ -212,7 +284,8 @@ func newSite(t *testing.T) *site {
 		tr: tr, hv: drivertest.NewFake(), run: t.TempDir(),
 		members: &fakeMembers{tr: tr, rec: cluster.NodeRecord{Incarnation: 3, BootID: "boot"}},
 		mount:   &fakeMount{tr: tr, inc: 3, present: true, pool: 2, census: cluster.Census{Repositories: map[cluster.NodeID]cluster.Listing{}, Pools: map[cluster.PoolID]cluster.Listing{}}},
-		lease:   &fakeLease{tr: tr, id: 9, lost: make(chan struct{})},
+		dog:     &fakeDog{tr: tr}, resets: make(chan string, 9),
+		lease: &fakeLease{tr: tr, id: 9, lost: make(chan struct{})},
 	}
 	set, err := hypervisor.NewSet(s.hv)
 	if err != nil {
@@ -226,6 +299,7 @@ func newSite(t *testing.T) *site {
 	heart.last, heart.err = boottime.Now(), nil
 	s.Node = &Node{
 		Self: self, BootID: "boot", HardwareID: "hw", Nonce: "nonce", Members: s.members, Mount: s.mount,
+		Watchdog: s.dog, Reset: func(why string) { s.resets <- why },
 		Hypervisor: tracedSet{set, tr}, Heart: heart, Gate: &Gate{}, State: state,
 		Settings: func() Settings {
 			return Settings{Timing: lab(), StopBudget: 10 * time.Second, ActionTimeout: 10 * time.Second}

@@ -23,7 +23,9 @@ type Heart struct {
 	Probe  Prober
 	Peek   func(ctx context.Context, deadline time.Duration) (cluster.Heartbeat, error) // reads the own slot
 	Timing func() cluster.Timing
-	Log    *zap.Logger
+	// Contacted is told of each proven contact, by its moment of issue; it must not block.
+	Contacted func(issued boottime.Time)
+	Log       *zap.Logger
 
 	mu      sync.Mutex
 	beat    cluster.Heartbeat
@@ -40,7 +42,7 @@ type Heart struct {
 //
 // former are the nonces of the daemons of this boot before this one.
 func NewHeart(probe Prober, peek func(context.Context, time.Duration) (cluster.Heartbeat, error), timing func() cluster.Timing, beat cluster.Heartbeat, former []string, log *zap.Logger) *Heart {
-	return &Heart{Probe: probe, Peek: peek, Timing: timing, Log: log, beat: beat, former: former, err: errors.New("the mount was not reached yet")}
+	return &Heart{Probe: probe, Peek: peek, Timing: timing, Contacted: func(boottime.Time) {}, Log: log, beat: beat, former: former, err: errors.New("the mount was not reached yet")}
 }
 
 // Run beats until the context ends.
@@ -127,6 +129,7 @@ func (h *Heart) once(ctx context.Context, deadline time.Duration) {
 	switch {
 	case err == nil:
 		h.last, h.former, h.foreign, h.since, h.order = issued, nil, nil, 0, order
+		h.Contacted(issued)
 		if was != nil {
 			h.Log.Info("the mount is in contact")
 		}

@@ -20,6 +20,7 @@ type Lease interface {
 	Valid() bool
 	ValidSince() boottime.Time
 	Lost() <-chan struct{}
+	Observe(f func(sent boottime.Time)) // is told of each acknowledged renewal; nil ends that
 	Run(ctx context.Context) error
 	Revoke(ctx context.Context) error
 }
@@ -34,6 +35,8 @@ type Members interface {
 	HoldsAlive(ctx context.Context, id cluster.NodeID, lease int64) (cluster.AliveRecord, bool, error)
 	Admit(ctx context.Context, a cluster.Admission) (serial int64, err error)
 	Stop(ctx context.Context, id cluster.NodeID, lease int64, kind cluster.StopKind, at string) error
+	PublishWatchdog(ctx context.Context, id cluster.NodeID, lease int64, wd cluster.Watchdog) error
+	DisownWatchdog(ctx context.Context, id cluster.NodeID) error
 	Leave(ctx context.Context, id cluster.NodeID, lease int64) error
 }
 
@@ -59,6 +62,18 @@ type Hypervisor interface {
 	Kinds() []cluster.Kind
 }
 
+// Watchdog is the machine's own. An error of Arm says what to do; the watchdog
+// is not armed then.
+type Watchdog interface {
+	Arm(timeout, selfFence time.Duration) (cluster.Watchdog, error)
+	Retune(timeout, selfFence time.Duration) error
+	Disarm()
+	Contact(issued boottime.Time)
+	Limit(until boottime.Time) // feeds no more after it, until Lift
+	Lift()
+	State() cluster.Watchdog
+}
+
 // Admitted is one admission.
 type Admitted struct {
 	Incarnation cluster.Incarnation
@@ -78,7 +93,9 @@ type Settings struct {
 	Timing        cluster.Timing
 	StopBudget    time.Duration
 	ActionTimeout time.Duration
-	CrashLimit    int // NODE_CRASH_PER_HOUR_THRESHOLD
+	CrashLimit    int           // NODE_CRASH_PER_HOUR_THRESHOLD
+	Watchdog      time.Duration // WATCHDOG_TIMEOUT; 0 = off
+	Reboot        bool          // LEASE_LOST_ACTION
 }
 
 // Node is this node.
@@ -94,6 +111,7 @@ type Node struct {
 	Members    Members
 	Mount      Mount
 	Hypervisor Hypervisor
+	Watchdog   Watchdog
 	Heart      *Heart
 	Gate       *Gate
 	State      *State
@@ -106,6 +124,7 @@ type Node struct {
 	Resume func(ctx context.Context, id int64) (Lease, error) // ErrLeaseGone once etcd does not know it
 	Elect  func(ctx context.Context, l Lease) error           // campaigns and leads while the lease lasts
 	Active func(ctx context.Context, a Admitted) error        // the agent's work
+	Reset  func(why string)                                   // resets the machine; returns only if it cannot
 	// OnAdmit is called at each admission, and after a resumed one.
 	OnAdmit func(Admitted)
 
@@ -116,12 +135,18 @@ type Node struct {
 	turn     sync.Mutex // held by who opens the gate, or decides to close it for good
 	mu       sync.Mutex
 	admitted *Admitted
-	left     bool // the repository of this admission goes by its own hand
+	left     bool          // the repository of this admission goes by its own hand
+	down     chan struct{} // closed once this host is shutting down
+	gone     error         // what came of that
+	saidDog  string
+	asked    [2]time.Duration // what the watchdog was last brought to; keepWatchdog's own
 }
 
 var (
 	// ErrLeaseGone is returned by Resume if etcd does not know the lease.
 	ErrLeaseGone = errors.New("etcd does not know the lease any more")
+	// ErrDown ends an admission whose host is shutting down, with everything stopped.
+	ErrDown = errors.New("this host is shutting down")
 	// ErrLeft ends Run after the node has left the cluster.
 	ErrLeft = errors.New("this node left the cluster")
 	// errQuiesced ends an admission whose VEs were all stopped.
@@ -167,6 +192,10 @@ func (n *Node) Run(ctx context.Context) error {
 
 func (n *Node) live(ctx context.Context) error {
 	for {
+		if n.shuttingDown() {
+			<-ctx.Done()
+			return context.Cause(ctx)
+		}
 		l, resumed, err := n.obtain(ctx)
 		if err != nil {
 			return err
@@ -175,6 +204,9 @@ func (n *Node) live(ctx context.Context) error {
 		n.setAdmitted(nil)
 		switch {
 		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case n.shuttingDown():
+			<-ctx.Done() // it comes back after the next boot
 			return context.Cause(ctx)
 		case errors.Is(err, cluster.ErrNotJoined):
 			return ErrLeft
@@ -286,11 +318,14 @@ func (n *Node) active(ctx context.Context, a Admitted) error {
 	n.setLeft(false)
 	n.OnAdmit(a)
 	n.Status(fmt.Sprintf("Active, incarnation %d", a.Incarnation))
+	a.Lease.Observe(n.Watchdog.Contact)
+	defer a.Lease.Observe(nil)
 	g, ctx := errgroup.WithContext(ctx)
 	work, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	g.Go(func() error { return n.Active(work, a) })
 	g.Go(func() error { return n.publish(work, a) })
+	g.Go(func() error { return n.keepWatchdog(work, a) })
 	g.Go(func() error { return n.guard(ctx, a, end) })
 	return g.Wait()
 }
@@ -342,13 +377,20 @@ func (n *Node) guard(ctx context.Context, a Admitted, endWork context.CancelCaus
 			if err == nil && ordered {
 				err = n.answer(ctx, order)
 			}
+			rebooting := err == nil && ordered && n.Settings().Reboot
 			rctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), revokeTime)
 			defer cancel()
-			return errors.Join(errQuiesced, reason, err, a.Lease.Revoke(rctx))
+			err = errors.Join(errQuiesced, reason, err, a.Lease.Revoke(rctx))
+			if rebooting {
+				n.reboot()
+			}
+			return err
 		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
+		case <-n.shutdownBegun():
+			return n.goDown(ctx, a, endWork)
 		case <-tick.C:
 		}
 	}

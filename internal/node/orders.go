@@ -78,5 +78,11 @@ func (n *Node) obeyOnce(ctx context.Context) error {
 	if err := n.quiesce(ctx, inc, reason); err != nil {
 		return err
 	}
-	return n.answer(ctx, order)
+	if err := n.answer(ctx, order); err != nil {
+		return err
+	}
+	if n.Settings().Reboot {
+		n.reboot()
+	}
+	return nil
 }

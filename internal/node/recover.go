@@ -56,6 +56,13 @@ func (n *Node) step(ctx context.Context, l Lease) (rec cluster.RecoveringRecord,
 	if err != nil {
 		return rec, a, err
 	}
+	if known.Stopped == cluster.StopDown && known.BootID == n.BootID {
+		// The shutdown did not happen. What ran here was stopped for good: it comes back
+		// as after every quiesce, with the next incarnation.
+		if err := n.Members.Update(ctx, n.Self, func(r *cluster.NodeRecord) error { r.Stopped, r.StoppedAt = cluster.NotStopped, ""; return nil }); err != nil {
+			return rec, a, err
+		}
+	}
 	rec.Incarnation = known.Incarnation
 	rec.Quiesced = mem.Closed >= known.Incarnation
 	if err := n.Heart.Foreign(); err != nil {
@@ -248,10 +255,11 @@ func (n *Node) admit(ctx context.Context, l Lease, known cluster.NodeRecord, inc
 	}
 	a := Admitted{Incarnation: inc, Lease: l}
 	former := n.State.get().Lease
+	wd := n.arm()
 	serial, err := n.Members.Admit(ctx, cluster.Admission{
 		Node: n.Self, Incarnation: inc, Lease: l.ID(), Former: former,
 		Alive: n.aliveRecord(a), BootID: n.BootID, HardwareID: n.HardwareID, Name: n.Name, Address: n.Address,
-		At: time.Now(), CrashLimit: n.Settings().CrashLimit,
+		At: time.Now(), CrashLimit: n.Settings().CrashLimit, Watchdog: wd,
 	})
 	switch {
 	case errors.Is(err, cluster.ErrOtherHolder):
@@ -321,6 +329,9 @@ func (n *Node) quiesce(ctx context.Context, inc cluster.Incarnation, reason erro
 	qctx, cancel := context.WithTimeout(ctx, n.Settings().StopBudget)
 	defer cancel()
 	begin := boottime.Now()
+	// Not done in time: the watchdog does it. Others may have been told already that
+	// nothing runs here.
+	n.Watchdog.Limit(begin.Add(n.Settings().StopBudget))
 	err := n.Gate.Close(qctx)
 	if err == nil {
 		err = n.stopAll(qctx)
@@ -332,17 +343,19 @@ func (n *Node) quiesce(ctx context.Context, inc cluster.Incarnation, reason erro
 	if err != nil {
 		n.Log.Error("could not stop everything in time", zap.Duration("elapsed", boottime.Since(begin)), zap.Error(err))
 	} else {
+		n.Watchdog.Lift()
 		n.Log.Warn("stopped everything", zap.Duration("elapsed", boottime.Since(begin)), zap.NamedError("reason", reason))
 	}
 	return err
 }
 
-func (n *Node) stopAll(ctx context.Context) error {
+// stopOurs stops all VEs that this node has to let go of.
+func (n *Node) stopOurs(ctx context.Context, force bool) error {
 	ves, err := n.Hypervisor.List(ctx)
 	if err != nil {
 		return err
 	}
-	ours, blind := n.ours(ctx)
+	ours, _ := n.ours(ctx)
 	done := make(chan error, len(ves))
 	waiting := 0
 	for _, v := range ves {
@@ -350,7 +363,7 @@ func (n *Node) stopAll(ctx context.Context) error {
 			continue
 		}
 		waiting++
-		go func() { done <- n.Hypervisor.Stop(ctx, v.Kind, v.Path, true) }()
+		go func() { done <- n.Hypervisor.Stop(ctx, v.Kind, v.Path, force) }()
 	}
 	var errs []error
 	for range waiting {
@@ -361,13 +374,22 @@ func (n *Node) stopAll(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("stop all VEs: %w", err)
 	}
+	return nil
+}
+
+// stopAll stops them by force, and proves that none runs.
+func (n *Node) stopAll(ctx context.Context) error {
+	if err := n.stopOurs(ctx, true); err != nil {
+		return err
+	}
 	if err := n.Hypervisor.Barrier(ctx); err != nil {
 		return err
 	}
-	ves, err = n.Hypervisor.List(ctx)
+	ves, err := n.Hypervisor.List(ctx)
 	if err != nil {
 		return err
 	}
+	ours, blind := n.ours(ctx)
 	for _, v := range ves {
 		if ours(v) && v.State != cluster.VEStopped {
 			return fmt.Errorf("%s runs again after everything was stopped", v.Path)

@@ -14,29 +14,141 @@ import (
 // Inactive from then on, its VEs run on, and no failover follows. Call it after
 // Run has returned, with the lease of the last admission; nil stands for that of
 // the daemon before this one, which this one did not get to resume. done is false
-// if the node was not admitted, so that there is nothing to record.
+// if the node was not admitted, so that there is nothing to record. With an error
+// nothing is recorded, and an armed watchdog stays armed; try again.
 func (n *Node) Retire(ctx context.Context, l Lease) (done bool, err error) {
 	id := n.State.get().Lease
 	if l != nil {
 		id = l.ID()
 	}
 	if id == 0 {
-		return false, nil
+		return false, n.letGo(ctx)
 	}
 	err = n.Members.Stop(ctx, n.Self, id, cluster.StopInactive, time.Now().UTC().Format(time.RFC3339))
-	if l == nil && errors.Is(err, cluster.ErrOtherHolder) {
-		return false, nil
+	if errors.Is(err, cluster.ErrOtherHolder) && (l == nil || n.Watchdog.State().Armed) {
+		return false, n.letGo(ctx)
 	}
 	if err != nil {
 		return false, err
 	}
+	n.Watchdog.Disarm() // the same transaction took it out of the record
 	if err := n.State.update(func(m *memory) { m.Lease = 0 }); err != nil {
 		n.Log.Warn("the next daemon will ask for a lease that is gone", zap.Error(err))
 	}
 	if l == nil {
 		return true, nil // the key is gone; the lease itself ends by itself
 	}
-	return true, l.Revoke(ctx)
+	if err := l.Revoke(ctx); err != nil {
+		n.Log.Debug("the lease ends by itself", zap.Error(err))
+	}
+	return true, nil
+}
+
+// ShutDown is the orderly end of this host: all its VEs are asked to shut down,
+// and after ACTION_TIMEOUT stopped by force; then etcd records that the node is
+// Down, which is as good as a proof. It returns when that is done or cannot be
+// done. The daemon is not admitted again before the next boot.
+func (n *Node) ShutDown(ctx context.Context) error {
+	n.mu.Lock()
+	if n.down == nil {
+		n.down = make(chan struct{})
+	}
+	begun := false
+	select {
+	case <-n.down:
+		begun = true
+	default:
+		close(n.down)
+	}
+	n.mu.Unlock()
+	if !begun {
+		n.Log.Info("this host is shutting down; stopping its VEs")
+	}
+	for n.Admitted() != nil {
+		if err := sleep(ctx, shutdownTick); err != nil {
+			return fmt.Errorf("shut down: %w", err)
+		}
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.gone
+}
+
+// shutdownTick is how often ShutDown looks whether the admission has ended.
+const shutdownTick = 20 * time.Millisecond
+
+func (n *Node) shutdownBegun() <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.down == nil {
+		n.down = make(chan struct{})
+	}
+	return n.down
+}
+
+func (n *Node) shuttingDown() bool {
+	select {
+	case <-n.shutdownBegun():
+		return true
+	default:
+		return false
+	}
+}
+
+// goDown ends an admission because the host is shutting down.
+func (n *Node) goDown(ctx context.Context, a Admitted, endWork context.CancelCauseFunc) error {
+	ctx = context.WithoutCancel(ctx) // the end of the work ends it
+	endWork(ErrDown)                 // from here on no VE that stops is taken for one that an operator has stopped
+	err := n.stopGently(ctx)
+	if err != nil {
+		n.Log.Warn("not all VEs shut down by themselves; stopping them by force", zap.Error(err))
+	}
+	if err = n.quiesce(ctx, a.Incarnation, ErrDown); err == nil {
+		sctx, cancel := context.WithTimeout(ctx, n.Settings().Timing.Lease)
+		defer cancel()
+		err = n.Members.Stop(sctx, n.Self, a.Lease.ID(), cluster.StopDown, time.Now().UTC().Format(time.RFC3339))
+	}
+	if err == nil {
+		n.Watchdog.Disarm() // nothing runs here any more
+		n.Event(cluster.Event{Kind: "down", Subject: n.Self, Message: "shut down in good order; everything is stopped"})
+		if uerr := n.State.update(func(m *memory) { m.Lease = 0 }); uerr != nil {
+			n.Log.Warn("a daemon that is started before the next boot asks for a lease that is gone", zap.Error(uerr))
+		}
+		rctx, cancel := context.WithTimeout(ctx, revokeTime)
+		defer cancel()
+		_ = a.Lease.Revoke(rctx) // it ends by itself
+	} else {
+		n.Log.Error("the shutdown of this host could not be recorded; the others have to find out by themselves that nothing runs here", zap.Error(err))
+	}
+	n.mu.Lock()
+	n.gone = err
+	n.mu.Unlock()
+	return errors.Join(ErrDown, err)
+}
+
+// stopGently asks all VEs that are ours to shut down, and waits for them.
+func (n *Node) stopGently(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, n.Settings().ActionTimeout)
+	defer cancel()
+	if err := n.Gate.Close(ctx); err != nil {
+		return err
+	}
+	return n.stopOurs(ctx, false)
+}
+
+// letGo disarms the watchdog of a node that is not admitted: because nothing runs
+// here any more, or because etcd has recorded that nobody may count on it.
+func (n *Node) letGo(ctx context.Context) error {
+	if !n.Watchdog.State().Armed {
+		return nil
+	}
+	if !n.State.quiesced() {
+		if err := n.Members.DisownWatchdog(ctx, n.Self); err != nil {
+			return err
+		}
+	}
+	n.Watchdog.Disarm()
+	return nil
 }
 
 // Leave ends the membership of this node, unless ready objects: it is asked when
@@ -60,6 +172,7 @@ func (n *Node) Leave(ctx context.Context, ready func(context.Context) error) err
 		}
 		return fmt.Errorf("leave: %w", err)
 	}
+	n.Watchdog.Disarm() // the record is gone, and nobody counts on it
 	n.setLeft(true)
 	n.Event(cluster.Event{Kind: "left", Subject: n.Self, Message: "left the cluster"})
 	if err := n.State.update(func(m *memory) { m.Lease, m.Starts = 0, nil }); err != nil {

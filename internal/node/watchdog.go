@@ -1,0 +1,128 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/shaman-ha/shaman/internal/boottime"
+	"github.com/shaman-ha/shaman/internal/cluster"
+	"go.uber.org/zap"
+)
+
+// arm makes sure, before an admission, that the watchdog is armed if it is to be,
+// and returns what the admission publishes. A node without one comes in all the
+// same: there may be other ways to prove it harmless.
+func (n *Node) arm() cluster.Watchdog {
+	want := n.Settings().Watchdog
+	if want == 0 {
+		return n.Watchdog.State() // not yet disarmed, perhaps
+	}
+	wd, err := n.Watchdog.Arm(want, n.Settings().Timing.SelfFence)
+	n.tellWatchdog(err)
+	return wd
+}
+
+func (n *Node) tellWatchdog(err error) {
+	said := ""
+	if err != nil {
+		said = err.Error()
+	}
+	n.mu.Lock()
+	again := n.saidDog == said
+	n.saidDog = said
+	n.mu.Unlock()
+	if err != nil && !again {
+		n.Log.Error("no watchdog: without a fence agent for this node its VEs stay where they are if it loses power, until an operator confirms", zap.Error(err))
+	}
+}
+
+// watchdogEvery is how often an active node looks whether its watchdog is as it
+// should be, and watchdogRetry how often one that cannot be used is tried again.
+const (
+	watchdogEvery = time.Second
+	watchdogRetry = 10 * time.Second
+)
+
+// keepWatchdog brings the watchdog to what is configured. Its numbers change only
+// while none are published: whoever counts the silence of this node counts with
+// numbers that hold, or not at all.
+func (n *Node) keepWatchdog(ctx context.Context, a Admitted) error {
+	tick := time.NewTicker(watchdogEvery)
+	defer tick.Stop()
+	var next boottime.Time
+	for {
+		if now := boottime.Now(); now >= next {
+			if err := n.tuneWatchdog(ctx, a); err != nil && ctx.Err() == nil {
+				next = now.Add(watchdogRetry)
+				n.tellWatchdog(err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
+}
+
+func (n *Node) tuneWatchdog(ctx context.Context, a Admitted) error {
+	have, s := n.Watchdog.State(), n.Settings()
+	want, selfFence := s.Watchdog, s.Timing.SelfFence
+	if have.Armed == (want != 0) && (!have.Armed || n.asked == [2]time.Duration{want, selfFence}) {
+		return nil
+	}
+	if have.Armed && want != 0 && have.Timeout == want && have.SelfFenceTimeout == selfFence {
+		n.asked = [2]time.Duration{want, selfFence}
+		return nil
+	}
+	if have.Armed {
+		if err := n.Members.PublishWatchdog(ctx, n.Self, a.Lease.ID(), cluster.Watchdog{}); err != nil {
+			return err
+		}
+	}
+	var err error
+	switch {
+	case want == 0:
+		n.Watchdog.Disarm()
+	case have.Armed:
+		err = n.Watchdog.Retune(want, selfFence)
+	default:
+		_, err = n.Watchdog.Arm(want, selfFence)
+	}
+	if err == nil {
+		n.asked = [2]time.Duration{want, selfFence}
+		n.tellWatchdog(nil)
+	}
+	if now := n.Watchdog.State(); now.Armed {
+		err = errors.Join(err, n.Members.PublishWatchdog(ctx, n.Self, a.Lease.ID(), now))
+	}
+	return err
+}
+
+// Starved is told that the watchdog is fed no more: this machine is reset in a
+// moment, by itself or by the watchdog. Until then as much as possible is stopped
+// in good order; nothing is answered.
+func (n *Node) Starved(why string) {
+	n.Event(cluster.Event{Kind: "self-fence", Subject: n.Self, Message: "the watchdog is fed no more, and resets this machine: " + why})
+	wd := n.Watchdog.State()
+	ctx, cancel := context.WithTimeout(context.Background(), wd.Timeout)
+	defer cancel()
+	err := n.Gate.Close(ctx)
+	if err == nil {
+		err = n.stopAll(ctx)
+	}
+	n.Log.Error("before the reset", zap.String("reason", why), zap.NamedError("stopped", err))
+}
+
+// rebootSlack is the time for what was said to reach the disks and the others.
+const rebootSlack = time.Second
+
+// reboot is LEASE_LOST_ACTION: after an order was carried out, the machine begins
+// anew, whatever state had cut it off.
+func (n *Node) reboot() {
+	n.Event(cluster.Event{Kind: "reboot", Subject: n.Self, Message: "rebooting after an order to stop everything (LEASE_LOST_ACTION=reboot)"})
+	_ = boottime.WaitUntil(context.Background(), boottime.Now().Add(rebootSlack)) // its context does not end
+	n.Reset(fmt.Sprintf("LEASE_LOST_ACTION=reboot: node %s has stopped everything, as it was ordered to", n.Name))
+}

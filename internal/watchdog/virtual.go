@@ -1,0 +1,4 @@
+package watchdog
+
+// Virtual placeholder until merged.
+func Virtual() (bool, string) { return false, "" }
