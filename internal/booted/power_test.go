@@ -37,9 +37,9 @@ func TestTheBoxIsRebootedInGoodOrder(t *testing.T) {
 			t.Errorf("%s was not asked to stop before the box was off", l.VE)
 		}
 	}
-	s.waitStat("node1 to be Inactive, and node2 to be master", func(st stat) bool { return st.status(node1) == "Inactive" && st.Master == string(node2) })
+	s.waitStat("node1 to be Down, and node2 to be master", func(st stat) bool { return st.status(node1) == "Down" && st.Master == string(node2) })
 	wait(t, "node2 to have looked at it as master", func() bool {
-		return strings.Contains(s.get(node2, "/metrics"), `shaman_membership_nodes{status="Inactive"} 1`)
+		return strings.Contains(s.get(node2, "/metrics"), `shaman_membership_nodes{status="Down"} 1`)
 	})
 	must(t, s.box.PowerOn(s.ctx))
 	s.waitStat("all to be as before", func(st stat) bool {
