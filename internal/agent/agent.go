@@ -45,6 +45,7 @@ type Repository interface {
 	Rename(ctx context.Context, inc cluster.Incarnation, id, to cluster.ResourceID) error
 	Delete(ctx context.Context, inc cluster.Incarnation, id cluster.ResourceID) error
 	MarkBroken(ctx context.Context, inc cluster.Incarnation, id cluster.ResourceID, why cluster.BrokenReason) error
+	Sight(ctx context.Context, probe string) (cluster.Sighting, error)
 }
 
 // Hypervisor is all drivers of this node as one.

@@ -13,6 +13,10 @@ import (
 // it happens while the gate is closed or the lease not valid.
 func (r *session) errand(ctx context.Context, j *job) {
 	e := *j.action
+	if e.Value.Verb == cluster.VerbLook {
+		r.sight(ctx, e)
+		return
+	}
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
 		outcome, renamed, err := r.runErrand(ctx, e)
 		switch {
@@ -35,6 +39,21 @@ func (r *session) errand(ctx context.Context, j *job) {
 		if sleep(ctx, pause) != nil {
 			return
 		}
+	}
+}
+
+// sight answers what this node sees of a probe file on the mount. It moves and
+// starts nothing, so it needs neither the gate nor a driver, and what fails is
+// told and not tried again: doctor measures this very moment.
+func (r *session) sight(ctx context.Context, e cluster.Versioned[cluster.Action]) {
+	saw, err := r.Repository.Sight(ctx, e.Value.Path)
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		r.answer(e, failedOutcome(err), cluster.OneLine(err), "")
+	default:
+		e.Value.Saw = &saw
+		r.answer(e, cluster.OutcomeOK, "", "")
 	}
 }
 
@@ -94,7 +113,7 @@ func (r *session) runErrand(ctx context.Context, e cluster.Versioned[cluster.Act
 		return r.simple(r.remove(ctx, a))
 	case cluster.VerbRename:
 		return r.simple(r.Repository.Rename(ctx, r.Incarnation, a.Resource, a.NewName))
-	case cluster.VerbTake, cluster.VerbStart, cluster.VerbLeave: // handled elsewhere
+	case cluster.VerbTake, cluster.VerbStart, cluster.VerbLeave, cluster.VerbLook: // handled elsewhere
 	}
 	return cluster.OutcomeRefused, "", fmt.Errorf("this version of shaman-monitor does not know the action %q; upgrade this node", a.Verb)
 }

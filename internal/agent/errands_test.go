@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/shaman-ha/shaman/internal/cluster"
 	"github.com/shaman-ha/shaman/internal/hypervisor/drivertest"
 )
@@ -295,4 +296,39 @@ func TestAnErrandThatWasWithdrawnEnds(t *testing.T) {
 			t.Error("answered what nobody asks any more")
 		}
 	})
+}
+
+func TestLookTellsWhatIsSeen(t *testing.T) {
+	const slot = "00000000000000b2"
+	tests := []struct {
+		name  string
+		given func(*site)
+		path  string
+		want  cluster.Outcome
+		saw   *cluster.Sighting
+	}{
+		{"a probe", func(*site) {}, slot, cluster.OutcomeOK, &cluster.Sighting{Found: true, Token: "t1"}},
+		{"a name that is not there", func(*site) {}, slot + ".n1", cluster.OutcomeOK, &cluster.Sighting{}},
+		{"with the gate closed: nothing is moved", func(s *site) { s.gate.closed.Store(true) }, slot, cluster.OutcomeOK, &cluster.Sighting{Found: true, Token: "t1"}},
+		{"a mount that does not answer is told at once, not tried again", func(s *site) { s.repo.fail["sight"] = []error{cluster.ErrHold} }, slot, cluster.OutcomeFailed, nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, s *site) {
+				s.repo.probes = map[string]string{slot: "t1"}
+				tt.given(s)
+				a := action(cluster.VerbLook, "")
+				a.Path = tt.path
+				got := s.do(t, a)
+				if diff := cmp.Diff(tt.saw, got.Saw); got.Outcome != tt.want || diff != "" {
+					t.Errorf("answer %s, %q (-want +got):\n%s", got.Outcome, got.Error, diff)
+				}
+				s.setKnown(a, true)
+				s.written(got)
+				if s.isKnown(a) {
+					t.Error("the action is remembered for ever, though its name is never used again")
+				}
+			})
+		})
+	}
 }

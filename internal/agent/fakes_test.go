@@ -141,6 +141,7 @@ type fakeRepo struct {
 	broken map[cluster.ResourceID]cluster.BrokenReason
 	back   map[cluster.ResourceID]cluster.Resource // given back
 	bad    []cluster.Unparseable
+	probes map[string]string
 	fail   map[string][]error // operation → errors of its next calls
 	calls  []string
 }
@@ -294,6 +295,16 @@ func (f *fakeRepo) MarkBroken(_ context.Context, _ cluster.Incarnation, id clust
 	delete(f.own, id)
 	f.broken[id] = why
 	return f.enter("break")
+}
+
+func (f *fakeRepo) Sight(_ context.Context, probe string) (cluster.Sighting, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.enter("sight"); err != nil {
+		return cluster.Sighting{}, err
+	}
+	token, found := f.probes[probe]
+	return cluster.Sighting{Found: found, Token: token}, nil
 }
 
 func (f *fakeRepo) get(id cluster.ResourceID) cluster.Resource {

@@ -130,6 +130,13 @@ func (r *session) reread(ctx context.Context, b answer) (answer, bool) {
 // unfinished for as long as its watch lags behind, and nothing is done twice.
 func (r *session) written(a cluster.Action) {
 	r.Metrics.Actions.WithLabelValues(string(a.Verb), string(a.Outcome)).Inc()
+	if !a.Moves() {
+		// Many and of no consequence: not remembered, since their names are never used
+		// again, and no line in the story of this node.
+		r.setKnown(a, false)
+		r.Log.Debug("answered what is seen of a probe file", zap.String("action", a.Name()), zap.String("outcome", string(a.Outcome)), zap.String("error", a.Error))
+		return
+	}
 	log := r.Log.Info
 	if a.Outcome == cluster.OutcomeFailed || a.Outcome == cluster.OutcomeRefused {
 		log = r.Log.Warn

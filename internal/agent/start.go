@@ -47,7 +47,9 @@ func (r *session) work(ctx context.Context) error {
 				}
 				r.errand(ctx, j)
 				r.setBusy(j.action.Value.Resource, -1)
-				r.Look()
+				if j.action.Value.Moves() {
+					r.Look()
+				}
 			}
 		})
 	}

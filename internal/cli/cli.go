@@ -176,7 +176,7 @@ func (a *app) root() *cobra.Command {
 		a.getConfigCmd(), a.setConfigCmd(), a.getConfigLocalCmd(),
 		a.getRolesCmd(), a.setRolesCmd("set-roles"), a.setRolesCmd("add-role"), a.listRolesCmd(),
 		a.addCmd(), a.setCmd(), a.delCmd(), a.delEverywhereCmd(), a.renameCmd(), a.lastNodeCmd(),
-		a.relocateCmd(), a.startCmd(), a.planCmd(), a.fenceCmd(), a.suspendCmd(), a.maintenanceCmd(), a.resumeCmd(), a.failoverCmd(), a.versionCmd(),
+		a.relocateCmd(), a.startCmd(), a.planCmd(), a.fenceCmd(), a.suspendCmd(), a.maintenanceCmd(), a.resumeCmd(), a.failoverCmd(), a.doctorCmd(), a.versionCmd(),
 	)
 	return root
 }
@@ -195,8 +195,8 @@ func group(c *cobra.Command, args []string) error {
 	return fail(exitUsage, "name a command: %s; '%s --help' tells what they do", strings.Join(have, ", "), c.CommandPath())
 }
 
-// loadLocal reads the configuration of this node.
-func (a *app) loadLocal() error {
+// localFile is the configuration file that the flags mean.
+func (a *app) localFile() string {
 	file := a.configFile
 	if a.clusterName != "" && file == defaultConfig {
 		named := filepath.Join("/etc/shaman", a.clusterName+".conf")
@@ -209,6 +209,12 @@ func (a *app) loadLocal() error {
 	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
 		a.noConfig = true
 	}
+	return file
+}
+
+// loadLocal reads the configuration of this node.
+func (a *app) loadLocal() error {
+	file := a.localFile()
 	l, warns, err := config.LoadLocal(file, os.Environ())
 	for _, w := range warns {
 		a.say("warning: %s", w)
@@ -216,8 +222,8 @@ func (a *app) loadLocal() error {
 	if err != nil {
 		return err
 	}
-	if a.clusterName != "" && a.clusterName != l.ClusterName {
-		return fail(exitUsage, "%s is of cluster %q, not %q", file, l.ClusterName, a.clusterName)
+	if err := a.named(file, l); err != nil {
+		return err
 	}
 	a.local = l
 	if a.self, err = config.ResolveHostID(l); err != nil {
@@ -228,19 +234,22 @@ func (a *app) loadLocal() error {
 	return nil
 }
 
+// named makes sure that a file is of the cluster that -c means.
+func (a *app) named(file string, l config.Local) error {
+	if a.clusterName != "" && a.clusterName != l.ClusterName {
+		return fail(exitUsage, "%s is of cluster %q, not %q", file, l.ClusterName, a.clusterName)
+	}
+	return nil
+}
+
 // connect reads the configuration and prepares the client of etcd.
 func (a *app) connect(ctx context.Context) error {
 	if err := a.loadLocal(); err != nil {
 		return err
 	}
-	cl, err := etcd.Dial(etcd.Options{
-		Endpoints: a.local.EtcdEndpoints, CACert: a.local.EtcdCACert, Cert: a.local.EtcdCert, Key: a.local.EtcdKey,
-		Username: a.local.EtcdUsername, PasswordFile: a.local.EtcdPasswordFile, Logger: zap.NewNop(),
-	})
-	if err != nil {
-		return fail(exitReach, "%w", err)
+	if err := a.dial(); err != nil {
+		return err
 	}
-	a.client = cl
 	if a.ignore && !a.joining {
 		// A caller that passes -i means this node's own VEs: where it is no member
 		// nothing is done, also not to another node's resource of the same name.
@@ -250,6 +259,19 @@ func (a *app) connect(ctx context.Context) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// dial prepares the client of etcd.
+func (a *app) dial() error {
+	cl, err := etcd.Dial(etcd.Options{
+		Endpoints: a.local.EtcdEndpoints, CACert: a.local.EtcdCACert, Cert: a.local.EtcdCert, Key: a.local.EtcdKey,
+		Username: a.local.EtcdUsername, PasswordFile: a.local.EtcdPasswordFile, Logger: zap.NewNop(),
+	})
+	if err != nil {
+		return fail(exitReach, "%w", err)
+	}
+	a.client = cl
 	return nil
 }
 

@@ -26,7 +26,7 @@ func TestBadCommandLinesAreUsageErrors(t *testing.T) {
 		"rename ct-a", "rename ct-a b", "rename a ct-b", "rename ct-a vm-a", "get-last-node", "get-last-node a", "start", "relocate", "relocate ct-a n1 n2",
 		"plan", "set-config", "set-config A", "set-config A=1", "set-config =1", "set-config START_RETRIES=1 START_RETRIES=1",
 		"add-role", "add-role A B", "add-role vm", "set-roles vm", "suspend a b", "resume a b", "events extra", "events --since x", "events --since -1", "events --resource a",
-		"get-config x", "get-config-local x", "get-roles x", "info x", "join x", "leave x", "top x", "top",
+		"get-config x", "get-config-local x", "get-roles x", "info x", "join x", "leave x", "top x", "top", "doctor x", "doctor -o yaml", "doctor --nonsense",
 		"stat --config /nonexistent", "join --config /nonexistent", "-c nonexistent stat --config /nonexistent",
 	} {
 		t.Run(line, func(t *testing.T) {

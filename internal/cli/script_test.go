@@ -53,6 +53,7 @@ func TestMain(m *testing.M) {
 //	resource NAME FILE         write what is the resource file of a VE
 //	fault NODE VERB NAME       that call of the driver fails from now on
 //	contract                   the last stdout is stat's JSON as the contract has it
+//	doctorjson                 and doctor's
 //
 // stdout and stderr are compared after $WORK and times have been taken out.
 func TestScripts(t *testing.T) {
@@ -86,6 +87,11 @@ func TestScripts(t *testing.T) {
 			"contract": func(ts *testscript.TestScript, _ bool, _ []string) {
 				if err := checkContract([]byte(of(ts).last)); err != nil {
 					ts.Fatalf("stat's JSON: %v", err)
+				}
+			},
+			"doctorjson": func(ts *testscript.TestScript, _ bool, _ []string) {
+				if err := checkDoctor([]byte(of(ts).last)); err != nil {
+					ts.Fatalf("doctor's JSON: %v", err)
 				}
 			},
 		},

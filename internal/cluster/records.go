@@ -222,6 +222,7 @@ const (
 	VerbDelete   Verb = "del"
 	VerbRename   Verb = "rename"
 	VerbLeave    Verb = "leave" // whole node
+	VerbLook     Verb = "look"  // whole node: tell what the probe file named Path holds, as this node sees it
 )
 
 // ActionState is how far an action has come. Only a new one can be withdrawn.
@@ -283,7 +284,19 @@ type Action struct {
 	Outcome   Outcome     `json:"outcome,omitempty"`
 	Error     string      `json:"error,omitempty"`
 	Progress  string      `json:"progress,omitempty"`
+	Saw       *Sighting   `json:"saw,omitempty"` // VerbLook: the answer
 }
+
+// Sighting is what a node sees of a probe file on the mount when it reads it
+// fresh: doctor compares it with what was written.
+type Sighting struct {
+	Found bool   `json:"found"` // the name is there
+	Token string `json:"token"` // "" if the file holds no complete record
+	At    string `json:"at"`    // RFC 3339 with nanoseconds, by that node's wall clock: for people
+}
+
+// Moves tells whether an action changes anything. One that does not is no event.
+func (a Action) Moves() bool { return a.Verb != VerbLook }
 
 // Name returns the last part of the action's key.
 func (a Action) Name() string {

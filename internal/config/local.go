@@ -278,6 +278,14 @@ const vendorHostID = "/etc/vstorage/host_id"
 
 // ResolveHostID returns this node's id; it makes and keeps one if there is none.
 func ResolveHostID(l Local) (cluster.NodeID, error) {
+	if id, err := KnownHostID(l); id != "" || err != nil {
+		return id, err
+	}
+	return makeHostID(l)
+}
+
+// KnownHostID is ResolveHostID for who only looks: "" if there is no id yet.
+func KnownHostID(l Local) (cluster.NodeID, error) {
 	if l.HostID != "" {
 		return cluster.ParseNodeID(l.HostID)
 	}
@@ -295,6 +303,10 @@ func ResolveHostID(l Local) (cluster.NodeID, error) {
 		}
 		return id, nil
 	}
+	return "", nil
+}
+
+func makeHostID(l Local) (cluster.NodeID, error) {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // never fails: crypto/rand ends the process instead
 	id := hex.EncodeToString(b[:])

@@ -30,6 +30,7 @@ func TestLocalErrorsNameFileLineKeyAndWhatIsAllowed(t *testing.T) {
 		{"an empty directory is not the working directory", "STATE_DIR=", next + `STATE_DIR: "" is not allowed; want an absolute path`},
 		{"an empty RUN_DIR", "RUN_DIR=", next + "RUN_DIR:"},
 		{"an empty FENCE_DIR", "FENCE_DIR=", next + "FENCE_DIR:"},
+		{"an empty WATCHDOG_DEVICE", "WATCHDOG_DEVICE=", next + "WATCHDOG_DEVICE:"},
 		{"an empty BOOT_ID_FILE", "BOOT_ID_FILE=", next + "BOOT_ID_FILE:"},
 		{"an address without a port", "LISTEN_ADDRESS=127.0.0.1", next + `LISTEN_ADDRESS: "127.0.0.1" is not allowed; want host:port`},
 		{"a size in decimal units", "NODE_MEMORY=64GB", next + `NODE_MEMORY: "64GB" is no size; want bytes, or a number with KiB, MiB, GiB or TiB`},
@@ -108,7 +109,7 @@ func FuzzParseLocal(f *testing.F) {
 			}
 			return
 		}
-		for _, dir := range []string{l.ClusterMount, l.StateDir, l.RunDir, l.FenceDir, l.BootIDFile} {
+		for _, dir := range []string{l.ClusterMount, l.StateDir, l.RunDir, l.FenceDir, l.WatchdogDevice, l.BootIDFile} {
 			if !filepath.IsAbs(dir) {
 				t.Fatalf("accepted a path that depends on the working directory: %q", dir)
 			}

@@ -21,11 +21,11 @@ type mortal struct {
 // errDeadDriver is what a dead process gets.
 var errDeadDriver = fmt.Errorf("%w: this process is dead", cluster.ErrCannotAsk)
 
-// unknown is how a call fails whose answer is lost.
-var unknown = fmt.Errorf("%w: the answer was lost", cluster.ErrCannotAsk)
+// errUnknown is how a call fails whose answer is lost.
+var errUnknown = fmt.Errorf("%w: the answer was lost", cluster.ErrCannotAsk)
 
 func (m *mortal) call(label string, do func() error) error {
-	return op(m.p, "driver "+label, do, errDeadDriver, unknown)
+	return op(m.p, "driver "+label, do, errDeadDriver, errUnknown)
 }
 
 // List lists.

@@ -30,9 +30,6 @@ func mountView(t testing.TB, backing, dir string, p *process, w *world) *view {
 	t.Helper()
 	v := &view{p: p, backing: backing, world: w, names: map[string]map[string]bool{}}
 	root := &node{view: v, LoopbackNode: fs.LoopbackNode{RootData: &fs.LoopbackRoot{Path: backing}}}
-	root.RootData.NewNode = func(r *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
-		return &node{view: v, LoopbackNode: fs.LoopbackNode{RootData: r}}
-	}
 	root.RootData.RootNode = root
 	none := time.Duration(0)
 	srv, err := fs.Mount(dir, root, &fs.Options{
@@ -60,6 +57,11 @@ func quietFile(rel string) bool {
 type node struct {
 	fs.LoopbackNode
 	view *view
+}
+
+// WrapChild makes every name of the mount a node.
+func (n *node) WrapChild(context.Context, fs.InodeEmbedder) fs.InodeEmbedder {
+	return &node{view: n.view, LoopbackNode: fs.LoopbackNode{RootData: n.RootData}}
 }
 
 func (n *node) rel(name string) string {

@@ -150,6 +150,7 @@ func opAt[T any](p *process, m mode, do func() T, gone, failed T) T {
 		return v
 	case twice:
 		do()
+	case stale: // only listings know what was
 	}
 	v := do()
 	if p.isDead() {

@@ -10,7 +10,6 @@ import (
 
 	"github.com/godbus/dbus/v5"
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
 )
 
 // systemd is asked over D-Bus, at its well-known names (org.freedesktop.systemd1(5),
@@ -141,7 +140,7 @@ func inhibit(ctx context.Context, begin func(context.Context)) error {
 		"shutdown", "shaman-monitor", "stops the VEs of this node", "delay").Store(&fd); err != nil {
 		return fmt.Errorf("ask the login manager for a moment before a shutdown: %w", err)
 	}
-	defer unix.Close(int(fd))
+	defer os.NewFile(uintptr(fd), "inhibitor").Close()
 	for {
 		select {
 		case <-ctx.Done():

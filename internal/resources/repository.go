@@ -100,3 +100,8 @@ func (r *Repository) Delete(ctx context.Context, inc cluster.Incarnation, id clu
 func (r *Repository) MarkBroken(ctx context.Context, inc cluster.Incarnation, id cluster.ResourceID, why cluster.BrokenReason) error {
 	return r.store.MarkBroken(ctx, cluster.Place{Node: r.self, Incarnation: inc}, string(id), why)
 }
+
+// Sight reads a probe file of doctor fresh; see Store.Sight.
+func (r *Repository) Sight(ctx context.Context, name string) (cluster.Sighting, error) {
+	return r.store.Sight(ctx, name)
+}

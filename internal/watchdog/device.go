@@ -79,11 +79,11 @@ func (d *device) prepare(timeout time.Duration) error {
 
 // checkNoWayOut reads what the kernel says of a device, before it is opened.
 func checkNoWayOut(path string) error {
-	real, err := filepath.EvalSymlinks(path)
+	target, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return nil // opening it will tell
 	}
-	name := filepath.Base(real)
+	name := filepath.Base(target)
 	if name == "watchdog" {
 		name = "watchdog0" // the old name of the first one
 	}

@@ -127,7 +127,8 @@ func TestArmFeedDisarm(t *testing.T) {
 	if _, err := d.Arm(2*time.Second, time.Second); err == nil || b.dev.Running() {
 		t.Fatalf("armed before there was any contact: %v", err)
 	}
-	defer keepContact(d)()
+	stop := keepContact(d)
+	defer stop()
 	d.Contact(boottime.Now())
 	got, err := d.Arm(2*time.Second, time.Second)
 	want := cluster.Watchdog{Armed: true, Timeout: 2 * time.Second, SelfFenceTimeout: time.Second}
@@ -189,7 +190,8 @@ func TestNoContactNoFeed(t *testing.T) {
 func TestLimit(t *testing.T) {
 	b := newBench(t, watchdogtest.Options{})
 	d := b.dog(t, "boot")
-	defer keepContact(d)()
+	stop := keepContact(d)
+	defer stop()
 	d.Contact(boottime.Now())
 	if _, err := d.Arm(2*time.Second, time.Minute); err != nil {
 		t.Fatal(err)
