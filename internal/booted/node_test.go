@@ -87,6 +87,8 @@ func (s *site) install() {
 	must(s.t, err)
 	must(s.t, os.WriteFile(s.guest(), guest, 0o755))
 	must(s.t, s.box.Copy(filepath.Join(repo, "deploy", "systemd", unit+".service"), "/etc/systemd/system/"+unit+".service", 0o644))
+	// Longer than any test: only the daemon's own word lets a shutdown go on.
+	must(s.t, s.box.Write("/etc/systemd/logind.conf.d/patience.conf", "[Login]\nInhibitDelayMaxSec=10min\n", 0o644))
 	// A program with the race detector sleeps for a second before it ends.
 	must(s.t, s.box.Write("/etc/systemd/system.conf.d/race.conf", "[Manager]\nDefaultEnvironment=GORACE=atexit_sleep_ms=0\n", 0o644))
 	s.configure(2)

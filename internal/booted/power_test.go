@@ -37,6 +37,11 @@ func TestTheBoxIsRebootedInGoodOrder(t *testing.T) {
 			t.Errorf("%s was not asked to stop before the box was off", l.VE)
 		}
 	}
+	journal, err := s.box.Journal(s.ctx, unit)
+	must(t, err)
+	if i := strings.Index(journal, `"level":"error"`); i >= 0 {
+		t.Errorf("nothing went wrong, and the daemon says %s", tail(journal))
+	}
 	s.waitStat("node1 to be Down, and node2 to be master", func(st stat) bool { return st.status(node1) == "Down" && st.Master == string(node2) })
 	wait(t, "node2 to have looked at it as master", func() bool {
 		return strings.Contains(s.get(node2, "/metrics"), `shaman_membership_nodes{status="Down"} 1`)
