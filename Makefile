@@ -36,7 +36,8 @@ unit:
 # cuts: by themselves, one package after the other, since their time-outs are those
 # of a cluster and not of a busy compiler.
 e2e:
-	go test -shuffle=on -timeout 60m -parallel 2 -p 1 ./internal/lab ./internal/booted
+	go test -shuffle=on -timeout 60m -parallel 2 ./internal/lab
+	go test -shuffle=on -timeout 15m ./internal/booted
 
 fuzz:
 	for f in FuzzParseDocument; do go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s ./internal/resources || exit 1; done

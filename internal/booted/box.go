@@ -27,7 +27,7 @@ const Patience = 60 * time.Second
 type Options struct {
 	Name string
 	// Binds are files and directories of the host that the box sees, and where:
-	// devices made of FUSE files, shared directories. The room is always there.
+	// devices made of FUSE files, shared directories. What the room shares is always there.
 	Binds map[string]string
 }
 
@@ -64,7 +64,7 @@ var masked = []string{
 
 // NewBox makes a box, with an empty disk of its own over the host's root. It is off.
 func (r *Room) NewBox(o Options) (*Box, error) {
-	b := &Box{Options: o, room: r, dir: filepath.Join(r.Dir, "boxes", o.Name)}
+	b := &Box{Options: o, room: r, dir: filepath.Join(r.dir, "boxes", o.Name)}
 	for _, d := range []string{"disk", "work", "root"} {
 		if err := os.MkdirAll(filepath.Join(b.dir, d), 0o755); err != nil {
 			return nil, fmt.Errorf("make box %s: %w", b.Name, err)
@@ -226,7 +226,7 @@ func (b *Box) boot(ctx context.Context) (err error) {
 	argv := []string{
 		"systemd-nspawn", "--quiet", "--boot", "--directory=" + b.Path("/"), "--machine=" + b.Name, "--hostname=" + b.Name,
 		"--register=no", "--keep-unit", "--link-journal=no", "--resolv-conf=off", "--timezone=off", "--console=pipe",
-		"--bind=" + b.room.Dir,
+		"--bind=" + b.room.Shared(),
 	}
 	for from, to := range b.Binds {
 		argv = append(argv, "--bind="+from+":"+to)
@@ -314,7 +314,7 @@ func (b *Box) Exec(ctx context.Context, argv ...string) (string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, Patience, fmt.Errorf("no answer within %s", Patience))
 	defer cancel()
 	l := b.now()
-	if l == nil || l.init == 0 {
+	if !b.On() || l.init == 0 { // its pid may be somebody else's by now
 		return "", fmt.Errorf("box %s: %s: it is off", b.Name, strings.Join(argv, " "))
 	}
 	enter := []string{"--target", strconv.Itoa(l.init), "--all", "--", "/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C"}
@@ -332,9 +332,16 @@ func (b *Box) Exec(ctx context.Context, argv ...string) (string, error) {
 	return text(), nil
 }
 
-// Journal is what a unit has said in all boots, with what systemd says of it.
+// Journal is what a unit has said in all boots, with what systemd says of it. It
+// is read from the disk, so the box may be off.
 func (b *Box) Journal(ctx context.Context, unit string) (string, error) {
-	return b.Exec(ctx, "journalctl", "--no-pager", "--quiet", "--output=short-monotonic", "--unit="+unit)
+	ctx, cancel := context.WithTimeoutCause(ctx, Patience, fmt.Errorf("no answer within %s", Patience))
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "journalctl", "--directory="+b.Path("/var/log/journal"), "--no-pager", "--quiet", "--output=short-monotonic", "--unit="+unit).Output()
+	if err != nil {
+		return string(out), fmt.Errorf("read the journal of box %s: %w", b.Name, err)
+	}
+	return string(out), nil
 }
 
 // PowerCut ends everything of the box at once, and returns when nothing is left.
@@ -369,10 +376,11 @@ func (b *Box) Freeze() error {
 
 // Poweroff shuts the box down in good order, and returns when it is off.
 func (b *Box) Poweroff(ctx context.Context) error {
-	if _, err := b.Exec(ctx, "systemctl", "poweroff"); err != nil && b.On() {
-		return err
+	_, err := b.Exec(ctx, "systemctl", "poweroff")
+	if off := b.AwaitOff(ctx); off != nil {
+		return errors.Join(off, err)
 	}
-	return b.AwaitOff(ctx)
+	return nil // what asked for it may have been ended by it
 }
 
 // AwaitOff waits until nothing of the box runs.

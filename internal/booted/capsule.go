@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // Capsule is a program with everything that it begets, in a process namespace of
@@ -66,6 +67,10 @@ func (c *Capsule) Kill() error {
 	if err := c.first.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("kill process %d: %w", c.first.Pid, err)
 	}
-	<-c.done
-	return nil
+	select {
+	case <-c.done:
+		return nil
+	case <-time.After(Patience):
+		return fmt.Errorf("process %d was killed and does not end", c.first.Pid)
+	}
 }

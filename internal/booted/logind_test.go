@@ -18,10 +18,10 @@ until [ -e "$1/go" ]; do sleep 0.05; done
 
 func TestABoxHasLogindAndItHonoursADelay(t *testing.T) {
 	ctx := t.Context()
-	b := newBox(t, booted.Options{Name: "logind"})
+	dir := t.TempDir()
+	const handed = "/srv/handed" // where the box has that directory
+	b := newBox(t, booted.Options{Name: "logind", Binds: map[string]string{dir: handed}})
 	must(t, b.PowerOn(ctx))
-	dir := filepath.Join(room.Dir, "logind")
-	must(t, os.Mkdir(dir, 0o755))
 	names, err := b.Exec(ctx, "busctl", "list", "--acquired")
 	must(t, err)
 	if !strings.Contains(names, "org.freedesktop.login1 ") {
@@ -31,7 +31,7 @@ func TestABoxHasLogindAndItHonoursADelay(t *testing.T) {
 	must(t, b.Write("/etc/systemd/logind.conf.d/patience.conf", "[Login]\nInhibitDelayMaxSec=10min\n", 0o644))
 	_, err = b.Exec(ctx, "systemctl", "restart", "systemd-logind")
 	must(t, err)
-	_, err = b.Exec(ctx, "systemd-run", "--quiet", "--unit=holder", "systemd-inhibit", "--what=shutdown", "--mode=delay", "--who=holder", "--why=test", "sh", "-c", holder, "sh", dir)
+	_, err = b.Exec(ctx, "systemd-run", "--quiet", "--unit=holder", "systemd-inhibit", "--what=shutdown", "--mode=delay", "--who=holder", "--why=test", "sh", "-c", holder, "sh", handed)
 	must(t, err)
 	wait(t, "the inhibitor to be listed", func() bool {
 		list, err := b.Exec(ctx, "systemd-inhibit", "--list", "--no-legend")

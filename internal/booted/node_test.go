@@ -49,7 +49,7 @@ type site struct {
 func newSite(t *testing.T, name string, set ...string) *site {
 	t.Helper()
 	needSystemd(t)
-	s := &site{t: t, ctx: t.Context(), dir: filepath.Join(room.Dir, name), etcd: etcdtest.Start(t), keys: etcd.NewLayout(clusterName)}
+	s := &site{t: t, ctx: t.Context(), dir: filepath.Join(room.Shared(), name), etcd: etcdtest.Start(t), keys: etcd.NewLayout(clusterName)}
 	s.cl = s.etcd.Client(t)
 	s.ves = &lab.Lab{Dir: s.dir, VEs: []string{"ct-a", "ct-b"}}
 	for _, d := range []string{s.ves.Mount(), filepath.Join(s.dir, "velog"), s.fenceDir()} {
@@ -87,6 +87,8 @@ func (s *site) install() {
 	must(s.t, err)
 	must(s.t, os.WriteFile(s.guest(), guest, 0o755))
 	must(s.t, s.box.Copy(filepath.Join(repo, "deploy", "systemd", unit+".service"), "/etc/systemd/system/"+unit+".service", 0o644))
+	// Longer than any test: only the daemon's own word lets a shutdown go on.
+	must(s.t, s.box.Write("/etc/systemd/logind.conf.d/patience.conf", "[Login]\nInhibitDelayMaxSec=10min\n", 0o644))
 	// A program with the race detector sleeps for a second before it ends.
 	must(s.t, s.box.Write("/etc/systemd/system.conf.d/race.conf", "[Manager]\nDefaultEnvironment=GORACE=atexit_sleep_ms=0\n", 0o644))
 	s.configure(2)

@@ -2,6 +2,7 @@ package booted_test
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
 
 	"github.com/shaman-ha/shaman/internal/cluster"
@@ -24,6 +25,44 @@ func TestTheBoxLosesPower(t *testing.T) {
 func TestTheBoxStallsAndItsPowerIsCut(t *testing.T) {
 	s := newSite(t, "stall", "LOCK_TIMEOUT=2s")
 	s.isTakenOver(func() { must(t, s.box.Freeze()) }) // the rest is for its fence agent
+}
+
+func TestTheBoxIsRebootedInGoodOrder(t *testing.T) {
+	// The LOCK_TIMEOUT is short: if a failover could follow, it would.
+	s := newSite(t, "reboot", "LOCK_TIMEOUT=2s")
+	m, boot := s.mark(), s.bootID()
+	must(t, s.box.Poweroff(s.ctx))
+	for _, l := range s.lives() {
+		if !l.Stopped {
+			t.Errorf("%s was not asked to stop before the box was off", l.VE)
+		}
+	}
+	journal, err := s.box.Journal(s.ctx, unit)
+	must(t, err)
+	if i := strings.Index(journal, `"level":"error"`); i >= 0 {
+		t.Errorf("nothing went wrong, and the daemon says %s", tail(journal))
+	}
+	s.waitStat("node1 to be Down, and node2 to be master", func(st stat) bool { return st.status(node1) == "Down" && st.Master == string(node2) })
+	wait(t, "node2 to have looked at it as master", func() bool {
+		return strings.Contains(s.get(node2, "/metrics"), `shaman_membership_nodes{status="Down"} 1`)
+	})
+	must(t, s.box.PowerOn(s.ctx))
+	s.waitStat("all to be as before", func(st stat) bool {
+		for _, r := range st.Resources {
+			if r.HostID != string(node1) || r.State != "running" {
+				return false
+			}
+		}
+		return st.status(node1) == "Active" && len(st.Resources) == 2 && len(st.Failovers) == 0
+	})
+	if now := s.bootID(); now == boot {
+		t.Errorf("it came back with the same boot id, %s", now)
+	}
+	s.noFailover(m)
+	s.beat()
+	if after := s.lives(); len(after) != 2*len(m.lives) {
+		t.Errorf("VEs lived %d times in all, want %d: %+v", len(after), 2*len(m.lives), after)
+	}
 }
 
 // isTakenOver lets the box fail: its VEs have to run on node2, and only there,

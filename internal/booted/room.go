@@ -18,9 +18,11 @@ const envRoom = "BOOTED_ROOM"
 // nspawnState is where systemd-nspawn keeps notes about its machines.
 const nspawnState = "/run/systemd/nspawn"
 
-// Room is where boxes stand: a directory in memory, on the same path inside and
-// outside of the boxes that it is bound into, that nobody else sees.
-type Room struct{ Dir string }
+// Room is where boxes stand: a directory in memory that nobody else sees.
+type Room struct{ dir string }
+
+// Shared is a directory that is there, on the same path, in all boxes too.
+func (r *Room) Shared() string { return filepath.Join(r.dir, "shared") }
 
 // Missing says what this machine lacks to boot a box; "" = nothing.
 func Missing() string {
@@ -30,10 +32,11 @@ func Missing() string {
 	if _, err := os.Stat("/lib/systemd/systemd"); err != nil {
 		return "there is no systemd to boot; install systemd"
 	}
-	for program, pkg := range map[string]string{"systemd-nspawn": "systemd-container", "dbus-daemon": "dbus", "nsenter": "util-linux"} {
-		if _, err := exec.LookPath(program); err != nil {
-			return program + " is missing; install " + pkg
-		}
+	if _, err := os.Stat("/lib/systemd/system/dbus.socket"); err != nil {
+		return "there is no system bus; install dbus"
+	}
+	if _, err := exec.LookPath("systemd-nspawn"); err != nil {
+		return "systemd-nspawn is missing; install systemd-container"
 	}
 	return ""
 }
@@ -44,7 +47,8 @@ func Missing() string {
 // else is begun.
 func Enter() (*Room, error) {
 	if dir := os.Getenv(envRoom); dir != "" {
-		return &Room{Dir: dir}, os.Unsetenv(envRoom)
+		r := &Room{dir: dir}
+		return r, errors.Join(os.Unsetenv(envRoom), os.Mkdir(r.Shared(), 0o755))
 	}
 	// Not /tmp and not /run: a box has others of its own there.
 	dir, err := os.MkdirTemp("/var/tmp", "shaman-booted-")
@@ -77,10 +81,10 @@ func enter(dir string) error {
 
 // Leave removes the room. All boxes have to be off.
 func (r *Room) Leave() error {
-	if err := unix.Unmount(r.Dir, unix.MNT_DETACH); err != nil {
+	if err := unix.Unmount(r.dir, unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("leave the room: %w", err)
 	}
-	return os.Remove(r.Dir)
+	return os.Remove(r.dir)
 }
 
 // cgroup makes a control group by this name in every hierarchy that systemd

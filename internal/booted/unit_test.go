@@ -27,6 +27,7 @@ func TestTheDaemonUnderItsUnit(t *testing.T) {
 		{"systemctl reload", (*site).itIsReloaded},
 		{"systemctl restart", (*site).itIsRestarted},
 		{"systemctl restart without a bus", (*site).itIsRestartedWithoutABus},
+		{"systemctl restart without etcd", (*site).itIsRestartedWithoutEtcd},
 		{"an upgrade", (*site).itIsUpgraded},
 		{"systemctl stop and start", (*site).itIsStopped},
 	} {
@@ -158,11 +159,7 @@ func (s *site) untouched(m moment) {
 			s.t.Errorf("%s was pid %d on %s and is pid %d on %s, stopped: %t", was.VE, was.PID, was.Node, now[i].PID, now[i].Node, now[i].Stopped)
 		}
 	}
-	for _, e := range s.history(m) {
-		if key := string(e.Kv.Key); strings.HasPrefix(key, s.keys.Failovers()) || strings.HasPrefix(key, s.keys.History()) || strings.HasPrefix(key, s.keys.Actions()) {
-			s.t.Errorf("%s %s = %s", e.Type, key, e.Kv.Value)
-		}
-	}
+	s.noFailover(m)
 	st := s.waitStat("all to be well", func(st stat) bool {
 		return st.status(node1) == "Active" && st.status(node2) == "Active" && st.Master != "" && len(st.Resources) == 2
 	})
@@ -172,6 +169,17 @@ func (s *site) untouched(m moment) {
 	for _, r := range st.Resources {
 		if r.HostID != string(node1) || r.State != "running" {
 			s.t.Errorf("%s is %s on %s", r.ID, r.State, r.HostID)
+		}
+	}
+}
+
+// noFailover checks that since then nobody has opened a failover, or told a node
+// to do something.
+func (s *site) noFailover(m moment) {
+	s.t.Helper()
+	for _, e := range s.history(m) {
+		if key := string(e.Kv.Key); strings.HasPrefix(key, s.keys.Failovers()) || strings.HasPrefix(key, s.keys.History()) || strings.HasPrefix(key, s.keys.Actions()) {
+			s.t.Errorf("%s %s = %s", e.Type, key, e.Kv.Value)
 		}
 	}
 }
@@ -274,6 +282,19 @@ func (s *site) itIsRestartedWithoutABus() {
 	s.exec("systemctl", "stop", "dbus.socket", "dbus.service")
 	s.itIsRestarted()
 	s.exec("systemctl", "start", "dbus.socket")
+}
+
+func (s *site) itIsRestartedWithoutEtcd() {
+	m := s.mark()
+	s.etcd.Stop()
+	s.exec("systemctl", "restart", unit)
+	if now := s.service(); now.active != "active" || now.pid == m.service.pid {
+		s.t.Errorf("systemd says %+v after %+v", now, m.service)
+	}
+	s.etcd.Restart()
+	s.back(m)
+	s.untouched(m)
+	s.stayed(m)
 }
 
 func (s *site) itIsUpgraded() {

@@ -154,6 +154,7 @@ func inhibit(ctx context.Context, begin func(context.Context)) error {
 			}
 			if on, _ := s.Body[0].(bool); on {
 				begin(ctx)
+				return nil // and let the shutdown go on
 			}
 		}
 	}

@@ -138,6 +138,7 @@ type Node struct {
 	left     bool          // the repository of this admission goes by its own hand
 	down     chan struct{} // closed once this host is shutting down
 	gone     error         // what came of that
+	recorded bool          // that the host went down, in etcd
 	saidDog  string
 	asked    [2]time.Duration // what the watchdog was last brought to; keepWatchdog's own
 }

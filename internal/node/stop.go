@@ -21,7 +21,7 @@ func (n *Node) Retire(ctx context.Context, l Lease) (done bool, err error) {
 	if l != nil {
 		id = l.ID()
 	}
-	if id == 0 {
+	if id == 0 || n.isDown() {
 		return false, n.letGo(ctx)
 	}
 	err = n.Members.Stop(ctx, n.Self, id, cluster.StopInactive, time.Now().UTC().Format(time.RFC3339))
@@ -95,6 +95,13 @@ func (n *Node) shuttingDown() bool {
 	}
 }
 
+// isDown tells whether etcd has recorded that the host went down in good order.
+func (n *Node) isDown() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.recorded
+}
+
 // goDown ends an admission because the host is shutting down.
 func (n *Node) goDown(ctx context.Context, a Admitted, endWork context.CancelCauseFunc) error {
 	ctx = context.WithoutCancel(ctx) // the end of the work ends it
@@ -121,7 +128,7 @@ func (n *Node) goDown(ctx context.Context, a Admitted, endWork context.CancelCau
 		n.Log.Error("the shutdown of this host could not be recorded; the others have to find out by themselves that nothing runs here", zap.Error(err))
 	}
 	n.mu.Lock()
-	n.gone = err
+	n.gone, n.recorded = err, err == nil
 	n.mu.Unlock()
 	return errors.Join(ErrDown, err)
 }

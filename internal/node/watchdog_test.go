@@ -210,6 +210,10 @@ func TestShutDown(t *testing.T) {
 			if !s.shuttingDown() || s.State.get().Closed != 3 {
 				t.Error("it would be admitted again, or its gate opens again")
 			}
+			// The end of the daemon that follows has nothing to add.
+			if gone, err := s.Retire(t.Context(), s.lease); c.stopErr == nil && (gone || err != nil || s.tr.String() != c.did) {
+				t.Errorf("Retire after that: %v, %v, did %q", gone, err, s.tr)
+			}
 		})
 	}
 }
