@@ -70,6 +70,7 @@ type Daemon struct {
 	dog       *watchdog.Dog
 	living    atomic.Pointer[node.Node]             // of the last membership
 	goodbye   atomic.Pointer[func(context.Context)] // that one's orderly shutdown
+	rounds    atomic.Pointer[atomic.Int64]          // of the heart, while it beats
 	settings  atomic.Pointer[config.Cluster]
 	status    atomic.Pointer[string]       // one sentence on what the daemon is at
 	ready     atomic.Pointer[func() error] // why the node cannot do its work now; nil = it is no member yet

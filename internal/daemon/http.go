@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/exporter-toolkit/web"
+	"github.com/shaman-ha/shaman/internal/boottime"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -69,7 +70,9 @@ func (d *Daemon) serveHTTP(ctx context.Context) error {
 	return g.Wait()
 }
 
-// feedSystemd keeps systemd's watchdog of this service content.
+// feedSystemd keeps systemd's watchdog of this service content, as long as the
+// daemon's own heart goes round: it does even while the mount hangs, and stops when
+// something in here is stuck.
 func (d *Daemon) feedSystemd(ctx context.Context) error {
 	usec, err := strconv.ParseInt(os.Getenv("WATCHDOG_USEC"), 10, 64)
 	if err != nil || usec <= 0 {
@@ -79,7 +82,9 @@ func (d *Daemon) feedSystemd(ctx context.Context) error {
 	tick := time.NewTicker(time.Duration(usec) * time.Microsecond / 4)
 	defer tick.Stop()
 	for {
-		d.Notify("WATCHDOG=1")
+		if d.goesRound() {
+			d.Notify("WATCHDOG=1")
+		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -87,3 +92,17 @@ func (d *Daemon) feedSystemd(ctx context.Context) error {
 		}
 	}
 }
+
+// goesRound tells whether the heart has begun a round lately; while there is none
+// the daemon waits, for etcd or to be joined.
+func (d *Daemon) goesRound() bool {
+	beat := d.rounds.Load()
+	if beat == nil {
+		return true
+	}
+	t := d.settings.Load().Timing()
+	return boottime.Since(boottime.Time(beat.Load())) <= 2*(t.Heartbeat+t.Probe)+roundSlack
+}
+
+// roundSlack is for a machine that is busy.
+const roundSlack = time.Second

@@ -258,6 +258,9 @@ func (m *member) run(outer context.Context) error {
 	heartDone := make(chan struct{})
 	go func() {
 		defer close(heartDone)
+		m.heart.Round.Store(int64(boottime.Now()))
+		m.rounds.Store(&m.heart.Round)
+		defer m.rounds.Store(nil)
 		_ = m.heart.Run(ectx) // ends with its context only
 	}()
 	defer func() { stopEvents(); <-heartDone }()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/shaman-ha/shaman/internal/boottime"
@@ -26,6 +27,10 @@ type Heart struct {
 	// Contacted is told of each proven contact, by its moment of issue; it must not block.
 	Contacted func(issued boottime.Time)
 	Log       *zap.Logger
+
+	// Round is the moment at which the last round began, for who looks whether it
+	// still goes round.
+	Round atomic.Int64
 
 	mu      sync.Mutex
 	beat    cluster.Heartbeat
@@ -53,6 +58,7 @@ func (h *Heart) Run(ctx context.Context) error {
 	for {
 		t := h.Timing()
 		issued := boottime.Now()
+		h.Round.Store(int64(issued))
 		h.once(ctx, t.Probe)
 		if err := boottime.WaitUntil(ctx, issued.Add(t.Heartbeat)); err != nil {
 			return err
@@ -66,6 +72,7 @@ func (h *Heart) Run(ctx context.Context) error {
 func (h *Heart) listen(ctx context.Context) error {
 	for {
 		t := h.Timing()
+		h.Round.Store(int64(boottime.Now()))
 		first, err := h.Peek(ctx, t.Probe)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
