@@ -69,7 +69,7 @@ func TestWithdrawingEndsTheMethodsFirst(t *testing.T) {
 		return nil
 	}}
 	e := engineOf(o, d)
-	e.Methods = []Method{slow}
+	e.Methods = these(slow)
 	m := e.newTerm(term7)
 	f := o.Failovers[of(node2, 1)]
 	if err := m.apply(t.Context(), o, Step{Do: ActFence, Failover: of(node2, 1), Was: f}); err != nil {

@@ -53,7 +53,7 @@ type Engine struct {
 
 	Ledger     Ledger
 	Mount      Mount
-	Methods    []Method
+	Methods    func() []Method // of the moment; must not block
 	Pulses     *Pulses
 	Settings   func() Settings
 	Place      Place
