@@ -161,10 +161,12 @@ inline leaseEnds(n) {
 #else
 #define unproven(f) (!proven[f])
 #endif
-#ifdef FENCE_ITSELF              /* a quiesced master with nobody left may use what its own order was answered with */
+#define others      (alive[0] != 0 || alive[1] != 0 || alive[2] != 0)
+#define cuts(n,f)   ((f) != n || (closed[f] && others))   /* a master does not cut its own power, unless nothing runs there and somebody can go on */
+#ifdef LAST_WAITS                /* nor does it send itself an order then, or use the answer */
+#define fences(n,f) cuts(n,f)
+#else
 #define fences(n,f) ((f) != n || closed[f])
-#else                            /* a master runs no method against itself, unless it is quiesced and somebody else is alive */
-#define fences(n,f) ((f) != n || (closed[f] && (alive[0] != 0 || alive[1] != 0 || alive[2] != 0)))
 #endif
 
 /* May the action give way to another? Not while its node may still carry it out. */
@@ -178,11 +180,13 @@ inline leaseEnds(n) {
 #ifdef MARKED_FOR_EVER           /* a marked action waits for its outcome, whatever becomes of its node */
 #define replaceable (actNode == 0 || (!actMarked && itsGone))
 #else
-#ifdef INACTIVE_GIVES_WAY        /* ... and while its node is stopped on purpose, which the transaction compares */
-#define replaceable (actNode == 0 || (actMarked -> itsOver || inactive[itsNode] : itsGone))
-#define still       (actNode == 0 || !actMarked || itsOver || inactive[itsNode])
-#else
+#ifdef INACTIVE_KEEPS            /* a marked action stays with a node that was stopped on purpose */
 #define replaceable (actNode == 0 || (actMarked -> itsOver : itsGone))
+#else
+#define replaceable (actNode == 0 || (actMarked -> itsOver || inactive[itsNode] : itsGone))
+#ifndef INACTIVE_UNCOMPARED      /* the transaction does not compare that its node still is stopped */
+#define still       (actNode == 0 || !actMarked || itsOver || inactive[itsNode])
+#endif
 #endif
 #endif
 #endif
@@ -227,7 +231,7 @@ inline doOpen(n, f) {
 #endif
 #define FOR_NODE(f) \
 	DECIDE_OPEN(f) DECIDE_ORDER(f) DECIDE_WITHDRAW(f) DECIDE_PROVEN(f) \
-	:: d_step { may(n) && open[f] != 0 && !proven[f] && !wasOff[f] && fences(n,f) -> step[n] = CUT; on[n] = f; DECIDED } \
+	:: d_step { may(n) && open[f] != 0 && !proven[f] && !wasOff[f] && cuts(n,f) -> step[n] = CUT; on[n] = f; DECIDED } \
 	:: d_step { may(n) && toMount[n] && open[f] != 0 && sealable(n,f) && !taken[DIR(f,open[f])] -> step[n] = SEAL; on[n] = f; with[n] = open[f]; DECIDED } \
 	:: d_step { may(n) && toMount[n] && open[f] != 0 && taken[DIR(f,open[f])] && genuine(DIR(f,open[f])) \
 		-> S3(n); sealed[f] = open[f]; open[f] = 0; proven[f] = 0; printf("n%d records: n%d.%d is sealed\n", n, f, sealed[f]) }
@@ -324,6 +328,9 @@ inline doSeal(n, f, d) {
 #endif
 #define mine(n)     (actNode == n+1 && actInc == recInc[n])
 
+/* All that admission needs besides the transaction: the hypervisor has nothing queued, what runs and lies elsewhere is stopped. */
+#define looks(n)    (life[n] == RECOVERING && reaches(n) && toMount[n] && !queued[n] && !(alive[n] != 0 && memLease[n]))
+
 inline begin(n) { closed[n] = 1; quiesce[n] = CLOSING }
 
 proctype Node(byte n) {
@@ -416,14 +423,10 @@ proctype Node(byte n) {
 		:: closed[n] -> leaseEnds(n)
 		:: else -> memLease[n] = 0
 		fi }
-	:: d_step { life[n] == RECOVERING && reaches(n) && toMount[n] && !queued[n] && !(alive[n] != 0 && memLease[n]) ->
-		if :: !inRepo[n] -> runs[n] = 0 :: else fi;     /* what lies elsewhere by now is stopped */
-		if
-		:: repo[n] && repoInc[n] == recInc[n] && !closed[n] -> want[n] = recInc[n]; life[n] = READY; printf("n%d looks: all is well\n", n)
-		:: repo[n] && repoInc[n] == recInc[n]+1 && taken[DIR(n,recInc[n])] && open[n] == 0 -> want[n] = repoInc[n]; life[n] = READY
-		:: !repo[n] && taken[DIR(n,recInc[n])] && open[n] == 0 && recInc[n] < 3 -> repo[n] = 1; repoInc[n] = recInc[n]+1; want[n] = repoInc[n]; life[n] = READY; printf("n%d makes its repository %d\n", n, repoInc[n])
-		:: else
-		fi }
+	:: d_step { looks(n) && runs[n] && !inRepo[n] -> runs[n] = 0; printf("n%d stops what lies elsewhere by now\n", n) }
+	:: d_step { looks(n) && !(runs[n] && !inRepo[n]) && repo[n] && repoInc[n] == recInc[n] && !closed[n] -> want[n] = recInc[n]; life[n] = READY; printf("n%d looks: all is as it was\n", n) }
+	:: d_step { looks(n) && !(runs[n] && !inRepo[n]) && taken[DIR(n,recInc[n])] && open[n] == 0 && (repo[n] -> repoInc[n] == recInc[n]+1 : recInc[n] < 3) ->
+		repo[n] = 1; repoInc[n] = recInc[n]+1; want[n] = repoInc[n]; life[n] = READY; printf("n%d has its repository %d\n", n, repoInc[n]) }
 	:: d_step { life[n] == READY && reaches(n) && open[n] != 0 && !proven[n] && !closed[n] && !notQuiesced[n] -> notQuiesced[n] = 1; printf("n%d.%d declares: not quiesced\n", n, recInc[n]) }
 	:: d_step { reaches(n) && notQuiesced[n] && (proven[n] || closed[n]) -> notQuiesced[n] = 0 }
 	:: d_step { life[n] == READY && (open[n] != 0 && proven[n] || closed[n] || sealed[n] >= want[n]) && quiesce[n] == NONE -> life[n] = RECOVERING; want[n] = 0 }
@@ -465,10 +468,15 @@ proctype Node(byte n) {
 #define PEOPLE(n) \
 	:: d_step { starts > 0 && !up(n) -> starts--; if :: !power[n] -> power[n] = 1; runs[n] = KNOWN(n) :: else fi; life[n] = RECOVERING; printf("n%d: the daemon starts\n", n); S1 } \
 	STOP_OF(n)
+#ifdef QUIESCED_INACTIVE         /* a node that has begun to stop everything is recorded as Inactive like any other */
+#define halfway(n)  false
+#else
+#define halfway(n)  closed[n]
+#endif
 #if STOPS > 0
 #define STOP_OF(n) \
 	:: d_step { stops > 0 && up(n) -> stops--; \
-		if :: toEtcd[n] && alive[n] != 0 && memLease[n] && open[n] == 0 -> inactive[n] = 1; leaseEnds(n); memLease[n] = 0; printf("* n%d is stopped on purpose: Inactive\n", n) \
+		if :: toEtcd[n] && alive[n] != 0 && memLease[n] && open[n] == 0 && !halfway(n) -> inactive[n] = 1; leaseEnds(n); memLease[n] = 0; printf("* n%d is stopped on purpose: Inactive\n", n) \
 		:: else -> printf("* n%d is stopped on purpose, and cannot say so\n", n) fi; daemonEnds(n) } \
 	:: d_step { inactive[n] && !power[n] -> inactive[n] = 0; printf("an operator confirms that n%d is off\n", n) }
 #else
@@ -479,15 +487,23 @@ proctype Node(byte n) {
 #else
 #define STRANGER_ON(n)
 #endif
-#ifdef ONLY2
-#define VICTIMS BEFALLS(2) PEOPLE(2)
+#ifndef SPARED                   /* bit n: nothing befalls node n */
+#define SPARED 0
+#endif
+#if SPARED & 1
+#define VICTIM0
 #else
-#define VICTIMS BEFALLS(0) BEFALLS(1) BEFALLS(2) PEOPLE(0) PEOPLE(1) PEOPLE(2)
+#define VICTIM0 BEFALLS(0) PEOPLE(0)
+#endif
+#if SPARED & 2
+#define VICTIM1
+#else
+#define VICTIM1 BEFALLS(1) PEOPLE(1)
 #endif
 
 proctype World() {
 	do
-	VICTIMS
+	VICTIM0 VICTIM1 BEFALLS(2) PEOPLE(2)
 #ifdef REMOVED                   /* an operator removes the sealed directory of incarnation 1 of node 2, once it is empty */
 	:: d_step { faults > 0 && taken[DIR(2,1)] && !inPool[DIR(2,1)] && recInc[2] > 1 -> faults--; taken[DIR(2,1)] = 0; poolInc[DIR(2,1)] = 0; printf("* somebody removes pool/n2.1\n") }
 #endif
