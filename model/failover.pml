@@ -31,7 +31,7 @@ byte recInc[N] = 1;              /* nodes/: incarnation */
 bit  inactive[N];                /* nodes/: stopped on purpose */
 byte alive[N] = 1;               /* alive/: incarnation; 0 = the key is absent */
 bit  notQuiesced[N];             /* recovering/: all else of admission is done */
-byte holder = 1, epoch = 1;      /* the election: its winner + 1, or 0; the term */
+byte holder = 1;                 /* the election: its winner + 1, or 0 */
 byte open[N];                    /* failovers/: incarnation of the one that is not sealed yet, or 0 */
 byte serial[N];                  /* of the last one opened */
 bit  proven[N];
@@ -78,7 +78,8 @@ byte jobPool[N], jobInc[N];
 bit  jobBoot[N];
 
 /* the master's engine in it: its term, and the step that it has decided on and not yet carried out */
-byte term[N];
+mtype = { NO, OVER, YES };
+mtype leading[N] = NO;           /* OVER: the term has ended, and a step of it may still be carried out */
 mtype = { NOTHING, CUT, SEAL, VERIFY, DISPATCH, ORDER, WITHDRAW, PROVE, OPEN };
 mtype step[N] = NOTHING;
 byte on[N], with[N], seen[N];    /* the node that it is about; incarnation, serial or pool; what was compared */
@@ -91,7 +92,7 @@ hidden byte x;
 #define S1  assert(runs[0] + runs[1] + runs[2] <= 1)
 #define PLACES (inRepo[0]+inRepo[1]+inRepo[2]+inBroken+inPool[0]+inPool[1]+inPool[2]+inPool[3]+inPool[4]+inPool[5]+inPool[6]+inPool[7]+inPool[8]+inPool[9]+inPool[10]+inPool[11])
 #define S2  assert(PLACES == 1)
-#define S3(n) assert(holder == n+1 && epoch == term[n])
+#define S3(n) assert(holder == n+1 && leading[n] == YES)
 #define S4(f) assert(!inactive[f])
 
 /* ---- Words. ---- */
@@ -101,22 +102,30 @@ hidden byte x;
 #define sees(n)     (up(n) && toMount[n])
 /* Belief in the own lease is true: validity counts from the moment a renewal was sent. */
 #define valid(n)    (life[n] == ACTIVE && toEtcd[n] && alive[n] != 0 && !closed[n])
-#define leads(n)    (term[n] != 0 && term[n] == epoch && holder == n+1 && toEtcd[n])
+#define leads(n)    (leading[n] == YES && toEtcd[n])
 #define holding(n)  (job[n] == RENAMING || job[n] == ASKING || job[n] == CALLING)
 #define gate(n)     (life[n] == ACTIVE && !closed[n])
 #define owns(n)     (repo[n] && repoInc[n] == recInc[n])
 
 inline dropJob(n) { job[n] = IDLE; jobPool[n] = 0; jobInc[n] = 0; jobBoot[n] = 0 }
-inline undecide(n) { step[n] = NOTHING; on[n] = 0; with[n] = 0; seen[n] = 0 }
-inline daemonEnds(n) { life[n] = OFF; want[n] = 0; quiesce[n] = NONE; dropJob(n); term[n] = 0; undecide(n) }
+inline undecide(n) {
+	step[n] = NOTHING; on[n] = 0; with[n] = 0; seen[n] = 0;
+	if :: leading[n] == OVER -> leading[n] = NO :: else fi
+}
+inline termEnds(n) {
+	if
+	:: holder == n+1 -> holder = 0; if :: leading[n] == YES -> leading[n] = (step[n] == NOTHING -> NO : OVER) :: else fi
+	:: else
+	fi
+}
+inline daemonEnds(n) { life[n] = OFF; want[n] = 0; quiesce[n] = NONE; dropJob(n); leading[n] = NO; undecide(n) }
 inline powerEnds(n) {
 	power[n] = 0; runs[n] = 0; queued[n] = 0; wasOff[n] = 1;
 	closed[n] = 0; memInc[n] = 0; memSerial[n] = 0; memLease[n] = 0; bootStart[n] = 0;
 	daemonEnds(n)
 }
 inline leaseEnds(n) {
-	alive[n] = 0; notQuiesced[n] = 0;
-	if :: holder == n+1 -> holder = 0 :: else fi
+	alive[n] = 0; notQuiesced[n] = 0; termEnds(n)
 }
 
 /* ---- The master. ---- */
@@ -207,7 +216,7 @@ inline leaseEnds(n) {
 #define POOLED_ANY  (POOLED(0)||POOLED(1)||POOLED(2)||POOLED(3)||POOLED(4)||POOLED(5)||POOLED(6)||POOLED(7)||POOLED(8)||POOLED(9)||POOLED(10)||POOLED(11))
 
 #define may(n)      (leads(n) && step[n] == NOTHING)
-#define DECIDED     printf("n%d, term %d, decides: %e, about n%d\n", n, term[n], step[n], on[n])
+#define DECIDED     printf("n%d decides: %e, about n%d\n", n, step[n], on[n])
 #define opens(n,f)  (GONE(f) && LOST(f) && AWAY(f) && open[f] == 0 && sealed[f] < recInc[f] && ((f) != n || closed[f]))
 inline doOpen(n, f) {
 	S3(n); S4(f); open[f] = recInc[f]; proven[f] = 0; serial[f]++;
@@ -336,8 +345,7 @@ inline begin(n) { closed[n] = 1; quiesce[n] = CLOSING }
 proctype Node(byte n) {
 	do
 	/* -- election: any daemon that sees the mount -- */
-	:: d_step { reaches(n) && toMount[n] && holder == 0 && step[n] == NOTHING && term[n] == 0 -> epoch++; holder = n+1; term[n] = epoch; printf("n%d is elected, term %d\n", n, epoch) }
-	:: d_step { term[n] != 0 && step[n] == NOTHING && toEtcd[n] && !leads(n) -> term[n] = 0; printf("n%d sees that it does not lead any more\n", n) }
+	:: d_step { reaches(n) && toMount[n] && holder == 0 && leading[n] == NO -> holder = n+1; leading[n] = YES; printf("n%d is elected\n", n) }
 	FOR_NODE(0) FOR_NODE(1) FOR_NODE(2)
 	DISPATCH_TO(0) DISPATCH_TO(1) DISPATCH_TO(2)
 	/* -- what it decided is carried out, if the transaction allows it -- */
@@ -439,8 +447,8 @@ proctype Node(byte n) {
 		if :: closed[n] -> life[n] = RECOVERING :: else -> life[n] = ACTIVE fi }
 	/* -- leases that nobody renews end -- */
 	:: d_step { alive[n] != 0 && unrenewed(n) -> alive[n] = 0; printf("the lease of n%d ends\n", n) }
-	:: d_step { (notQuiesced[n] || holder == n+1) && !reaches(n) -> notQuiesced[n] = 0; if :: holder == n+1 -> holder = 0 :: else fi }
-	:: d_step { holder == n+1 && term[n] != epoch -> holder = 0 }
+	:: d_step { (notQuiesced[n] || holder == n+1) && !reaches(n) -> notQuiesced[n] = 0; termEnds(n) }
+	:: d_step { holder == n+1 && leading[n] != YES -> holder = 0 }
 	od
 }
 
@@ -451,15 +459,23 @@ proctype Node(byte n) {
 #else
 #define KNOWN(n)    0
 #endif
-#ifdef ONLY_CUTS                 /* nothing but power fails */
+#ifndef CUT_ONLY                 /* bit n: power of node n may be cut */
+#define CUT_ONLY 7
+#endif
+#ifndef LAPSE_ONLY               /* bit n: its lease may end though it lives */
+#define LAPSE_ONLY 7
+#endif
+#define HAS(mask,n) (((mask) >> (n)) & 1)
+#ifdef ONLY_CUTS_AND_LAPSES      /* nothing else goes wrong */
 #define OTHER       false
 #else
 #define OTHER       (faults > 0)
 #endif
+
 #define BEFALLS(n) \
-	:: d_step { faults > 0 && power[n] -> faults--; printf("* the power of n%d is cut\n", n); powerEnds(n) } \
+	:: d_step { faults > 0 && HAS(CUT_ONLY,n) && power[n] -> faults--; printf("* the power of n%d is cut\n", n); powerEnds(n) } \
 	:: d_step { OTHER && up(n) -> faults--; daemonEnds(n); FORGET_GATE(n); FORGET_STARTS(n); printf("* the daemon of n%d dies\n", n) } \
-	:: d_step { OTHER && (alive[n] != 0 || holder == n+1) && reaches(n) -> faults--; leaseEnds(n); printf("* the lease of n%d ends, for it was slow or paused\n", n) } \
+	:: d_step { faults > 0 && HAS(LAPSE_ONLY,n) && (alive[n] != 0 || holder == n+1) && reaches(n) -> faults--; leaseEnds(n); printf("* the lease of n%d ends, for it was slow or paused\n", n) } \
 	:: d_step { OTHER && toEtcd[n] -> faults--; toEtcd[n] = 0; printf("* n%d loses etcd\n", n) } \
 	:: d_step { OTHER && toMount[n] -> faults--; toMount[n] = 0; printf("* n%d loses the mount\n", n) } \
 	STRANGER_ON(n) \
@@ -530,7 +546,7 @@ proctype Quiet() {
 
 init {
 	atomic {
-		inRepo[2] = 1; runs[2] = 1; term[0] = 1;
+		inRepo[2] = 1; runs[2] = 1; leading[0] = YES;
 		run World(); run Node(0); run Node(1); run Node(2); run Quiet()
 	}
 }
