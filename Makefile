@@ -6,7 +6,7 @@ DESTDIR ?=
 RUNS    ?= 200
 SEED    ?= 0
 
-.PHONY: all build demo test lint unit e2e fuzz bench soak install clean
+.PHONY: all build demo test lint unit e2e fuzz bench soak model model-quick install clean
 
 all: build
 
@@ -48,6 +48,13 @@ bench:
 # Random power cuts: make soak RUNS=200 SEED=42 (0 takes a seed of its own, and prints it).
 soak:
 	SHAMAN_SOAK_RUNS=$(RUNS) SHAMAN_SOAK_SEED=$(SEED) go test -count=1 -timeout 120m -run TestRandomPowerCuts -v ./internal/lab
+
+# The failover protocol in every order of its steps; needs spin. See model/README.md.
+model:
+	model/run
+
+model-quick:
+	model/run quick
 
 install: build
 	install -D -t $(DESTDIR)$(PREFIX)/bin bin/shaman bin/shaman-monitor
