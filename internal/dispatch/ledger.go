@@ -118,6 +118,17 @@ func (l *Ledger) Update(ctx context.Context, term cluster.Term, was etcd.Entry[c
 	return nil
 }
 
+// Wanted tells whether a failover still stands and this term is the master's, by
+// etcd's own word of this moment. It returns etcd.ErrConflict if not.
+func (l *Ledger) Wanted(ctx context.Context, term cluster.Term, id cluster.FailoverID, serial int64) error {
+	key := l.keys.Failover(id)
+	stands := clientv3.Compare(clientv3.CreateRevision(key), "=", serial)
+	if _, err := etcd.CommitAs(ctx, l.client, term, []clientv3.Cmp{stands}, []clientv3.Op{clientv3.OpGet(key, clientv3.WithKeysOnly())}); err != nil {
+		return fmt.Errorf("make sure that failover %s still stands: %w", id, err)
+	}
+	return nil
+}
+
 // Withdraw ends a failover that has no proof, since its node is back: in one
 // transaction it is deleted and archived. It returns etcd.ErrConflict if the
 // failover or the node's word changed meanwhile.

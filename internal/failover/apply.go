@@ -19,7 +19,14 @@ func (m *term) apply(ctx context.Context, o Observation, s Step) error {
 		m.prover.start(ctx, cluster.FenceTarget{
 			Node: s.Failover.Node, Name: o.name(s.Failover.Node), Failover: s.Failover, Serial: s.Was.Create,
 			Watchdog: o.Nodes[s.Failover.Node].Value.Watchdog, LostFor: o.lostFor(s.Failover.Node),
-		}, s.Delay, func() error { return m.mayAct(ctx) })
+		}, s.Delay, func() error {
+			if err := m.mayAct(ctx); err != nil {
+				return err
+			}
+			// By etcd's own word: the copy that was decided upon may be old, and what is
+			// asked here cuts the power of a node that may be back.
+			return m.Ledger.Wanted(ctx, m.Term, s.Failover, s.Was.Create)
+		})
 		return nil
 	case ActOpen:
 		if err := m.mark(ctx, m.Term); err != nil {

@@ -71,6 +71,7 @@ func (d *desk) Update(_ context.Context, _ cluster.Term, _ cluster.Versioned[clu
 	d.mu.Unlock()
 	return d.call("update %s %s", nick(f.Node), f.Phase)
 }
+func (d *desk) Wanted(context.Context, cluster.Term, cluster.FailoverID, int64) error { return nil }
 func (d *desk) Withdraw(_ context.Context, _ cluster.Term, w cluster.Versioned[cluster.Failover], _ cluster.Failover, _ int64) error {
 	return d.call("withdraw %s", nick(w.Value.Node))
 }

@@ -196,6 +196,16 @@ func (l ledger) Update(_ context.Context, t cluster.Term, was cluster.Versioned[
 	return nil
 }
 
+func (l ledger) Wanted(_ context.Context, t cluster.Term, id cluster.FailoverID, serial int64) error {
+	if err := l.guard(t); err != nil {
+		return err
+	}
+	if l.w.failovers[id].Create != serial {
+		return cluster.ErrConflict
+	}
+	return nil
+}
+
 func (l ledger) Withdraw(_ context.Context, t cluster.Term, was cluster.Versioned[cluster.Failover], _ cluster.Failover, mod int64) error {
 	w, id := l.w, was.Value.ID()
 	if err := l.guard(t); err != nil {
