@@ -114,7 +114,7 @@ func (w *world) elect(n cluster.NodeID) {
 		w.former = append(w.former, w.master)
 	}
 	w.epoch++
-	e := &Engine{
+	e := &Engine{Methods: these(),
 		Self: n, Nodes: tableOf(w.nodes), Alive: tableOf(w.alive), Recovering: tableOf(w.recovering), Failovers: poolTable(w.failovers),
 		Confirms: poolTable(w.confirms), Actions: &table[cluster.Action]{m: w.actions}, Brake: func() *cluster.Brake { return w.brake },
 		Ledger: ledger{w}, Mount: mount{w}, Pulses: &Pulses{Timing: func() cluster.Timing { return quick }}, Settings: func() Settings { return w.settings },
