@@ -160,6 +160,9 @@ func (l *Ledger) swap(s cluster.Swap) ([]clientv3.Cmp, []clientv3.Op, error) {
 	if s.Old != nil {
 		oldKey = l.keys.Action(s.Old.Value)
 		cmps = append(cmps, etcd.Unchanged(oldKey, s.Old.Mod))
+		if s.NodeMod != 0 {
+			cmps = append(cmps, etcd.Unchanged(l.keys.Node(s.Old.Value.Node), s.NodeMod))
+		}
 	}
 	if s.New == nil {
 		return cmps, append(ops, clientv3.OpDelete(oldKey)), nil
@@ -249,6 +252,9 @@ func inBatches(swaps []cluster.Swap) [][]cluster.Swap {
 			to = s.New.Node
 		default:
 			to, weight = s.New.Node, 2
+		}
+		if s.NodeMod != 0 {
+			weight++
 		}
 		b, ok := filling[to]
 		if !ok || b.weight+weight > etcd.MaxOps {

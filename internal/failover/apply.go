@@ -42,6 +42,11 @@ func (m *term) apply(ctx context.Context, o Observation, s Step) error {
 		return err
 	case ActWithdraw:
 		m.prover.end(s.Failover) // first: a method that goes on would cut the power of a node that is back
+		// An etcd that is put back to before this must not pass for the present one: the
+		// failover would be open again, and an answer to it may lie in the node's slot.
+		if err := m.mark(ctx, m.Term); err != nil {
+			return err
+		}
 		err := m.Ledger.Withdraw(ctx, m.Term, s.Was, s.Now, s.Mod)
 		if err == nil {
 			log.Info("failover withdrawn", zap.String("reason", s.Reason))
