@@ -14,6 +14,7 @@ import (
 	"github.com/shaman-ha/shaman/internal/config"
 	shaman "github.com/shaman-ha/shaman/internal/daemon"
 	"github.com/shaman-ha/shaman/internal/watchdog"
+	"go.uber.org/zap"
 )
 
 // exitUsage is the exit code for a configuration that cannot be used.
@@ -41,7 +42,7 @@ func run() int {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 	// SIGPWR is the word of init systems without logind for "this host is going down".
-	var down atomic.Bool
+	var down, again atomic.Bool
 	end := make(chan os.Signal, 1)
 	signal.Notify(end, syscall.SIGTERM, syscall.SIGINT, syscall.SIGPWR)
 	go func() {
@@ -49,10 +50,19 @@ func run() int {
 		stop()
 	}()
 	leaving := func() shaman.Leaving {
-		if down.Load() {
+		switch {
+		case down.Load():
 			return shaman.LeaveDown
+		case again.Load():
+			return shaman.LeaveRestart
 		}
-		return shaman.AskSystemd()
+		why := shaman.AskSystemd()
+		if _, _, err := config.LoadLocal(*file, os.Environ()); err != nil && why == shaman.LeaveRestart {
+			// The next daemon would not come up, and the watchdog not wait for it.
+			log.Error("the configuration cannot be used: this node is Inactive until it is mended; its VEs run on", zap.Error(err))
+			return shaman.LeaveInactive
+		}
+		return why
 	}
 	d, err := shaman.New(shaman.Options{
 		Local: local, Logger: log, At: failpoint(), Leaving: leaving,
@@ -64,7 +74,11 @@ func run() int {
 		signal.Notify(hup, syscall.SIGHUP)
 		go d.ReloadOn(ctx, hup, *file, level)
 		if os.Getenv("NOTIFY_SOCKET") != "" {
-			go shaman.WatchShutdown(ctx, d.ShutDown, log)
+			go shaman.WatchShutdown(ctx, d.ShutDown, func() {
+				log.Warn("the shutdown of this host was given up; the daemon begins anew, and comes back with the next incarnation")
+				again.Store(true)
+				stop()
+			}, log)
 		}
 		err = d.Run(ctx)
 	}

@@ -42,7 +42,7 @@ var localKeys = []Key{
 	{"HYPERVISORS", "process", "process", "Drivers of this node, joined by commas."},
 	{"FENCE_DIR", "/etc/shaman/fence.d", "a directory", "Fence agents' configuration, one file a node."},
 	{"WATCHDOG_DEVICE", "/dev/watchdog", "a file", "The watchdog device. One that is missing or busy is told, and not used."},
-	{"RESET_COMMAND", "", "a shell command", "How this machine is reset at once, e.g. to have a crash dump taken. The kernel's own reset if not set."},
+	{"RESET_COMMAND", "", "a shell command", "How this machine is reset at once, instead of by the kernel: to have a crash dump taken, say. One that fails leaves it to the watchdog."},
 	{"LISTEN_ADDRESS", "127.0.0.1:9631", "host:port", "Where metrics and probes are served."},
 	{"WEB_CONFIG_FILE", "", "a file", "TLS and users for LISTEN_ADDRESS, in the exporter-toolkit's format."},
 	{"STATE_DIR", "/var/lib/shaman", "a directory", "What survives a reboot."},

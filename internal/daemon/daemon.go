@@ -141,7 +141,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.dog.Resume()
 	defer d.dog.Close()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return d.serveHTTP(ctx) })
+	g.Go(func() error { return d.keepServing(ctx) })
 	g.Go(func() error { return d.feedSystemd(ctx) })
 	g.Go(func() error {
 		if err := d.dial(ctx); err != nil {

@@ -16,8 +16,35 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/exporter-toolkit/web"
 	"github.com/shaman-ha/shaman/internal/boottime"
+	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 )
+
+// servePause is the pause before metrics are tried to be served again.
+const servePause = 5 * time.Second
+
+// keepServing serves for as long as the daemon lives. That nobody can look at it, for
+// a port that is taken or a file that cannot be read, is no reason to end: its VEs
+// would be unprotected, and an armed watchdog does not wait.
+func (d *Daemon) keepServing(ctx context.Context) error {
+	said := ""
+	for {
+		err := d.serveHTTP(ctx)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if msg := fmt.Sprint(err); msg != said {
+			said = msg
+			d.Logger.Error("metrics and probes are not served; tried again", zap.Error(err))
+		}
+		d.Notify("READY=1")
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(servePause):
+		}
+	}
+}
 
 // serveHTTP serves metrics and probes, whatever else works.
 func (d *Daemon) serveHTTP(ctx context.Context) error {
@@ -46,6 +73,7 @@ func (d *Daemon) serveHTTP(ctx context.Context) error {
 	no, file := false, d.Local.WebConfigFile
 	if file != "" {
 		if err := web.Validate(file); err != nil {
+			_ = l.Close()
 			return fmt.Errorf("WEB_CONFIG_FILE: %w", err)
 		}
 	}

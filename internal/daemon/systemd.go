@@ -109,11 +109,12 @@ const loginRetry = 30 * time.Second
 
 // WatchShutdown holds up shutdowns of this host for a moment (a delay inhibitor of
 // logind), and calls begin as soon as one is announced: before other services, and
-// the VEs' hypervisor among them, are stopped. Where there is no logind the end of
-// the service tells the same, a little later.
-func WatchShutdown(ctx context.Context, begin func(context.Context), log *zap.Logger) {
+// the VEs' hypervisor among them, are stopped; and givenUp if it does not happen
+// after all. Where there is no logind the end of the service tells the same, a
+// little later.
+func WatchShutdown(ctx context.Context, begin func(context.Context), givenUp func(), log *zap.Logger) {
 	for ctx.Err() == nil {
-		if err := inhibit(ctx, begin); err != nil && ctx.Err() == nil {
+		if err := inhibit(ctx, begin, givenUp); err != nil && ctx.Err() == nil {
 			log.Debug("shutdowns of this host are not announced to this daemon", zap.Error(err))
 		}
 		select {
@@ -123,24 +124,42 @@ func WatchShutdown(ctx context.Context, begin func(context.Context), log *zap.Lo
 	}
 }
 
+const (
+	login1Path    dbus.ObjectPath = "/org/freedesktop/login1"
+	login1Manager                 = login1 + ".Manager"
+	// preparingEvery is how often it is looked whether a shutdown was given up.
+	preparingEvery = 2 * time.Second
+)
+
+// preparing asks logind itself whether the host is about to shut down. Everybody may
+// send a signal that says so.
+func preparing(ctx context.Context, conn *dbus.Conn) (yes bool, err error) {
+	var v dbus.Variant
+	if err := conn.Object(login1, login1Path).CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0, login1Manager, "PreparingForShutdown").Store(&v); err != nil {
+		return false, fmt.Errorf("ask the login manager: %w", err)
+	}
+	return yes, v.Store(&yes)
+}
+
 // inhibit holds one inhibitor until a shutdown is announced or the bus goes away.
-func inhibit(ctx context.Context, begin func(context.Context)) error {
+func inhibit(ctx context.Context, begin func(context.Context), givenUp func()) error {
 	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
 	if err != nil {
 		return fmt.Errorf("reach the system's message bus: %w", err)
 	}
 	defer conn.Close()
-	if err := conn.AddMatchSignalContext(ctx, dbus.WithMatchInterface(login1+".Manager"), dbus.WithMatchMember("PrepareForShutdown")); err != nil {
+	if err := conn.AddMatchSignalContext(ctx, dbus.WithMatchSender(login1), dbus.WithMatchInterface(login1Manager), dbus.WithMatchMember("PrepareForShutdown")); err != nil {
 		return fmt.Errorf("listen to the login manager: %w", err)
 	}
 	signals := make(chan *dbus.Signal, 8)
 	conn.Signal(signals)
 	var fd dbus.UnixFD
-	if err := conn.Object(login1, "/org/freedesktop/login1").CallWithContext(ctx, login1+".Manager.Inhibit", 0,
+	if err := conn.Object(login1, login1Path).CallWithContext(ctx, login1Manager+".Inhibit", 0,
 		"shutdown", "shaman-monitor", "stops the VEs of this node", "delay").Store(&fd); err != nil {
 		return fmt.Errorf("ask the login manager for a moment before a shutdown: %w", err)
 	}
-	defer os.NewFile(uintptr(fd), "inhibitor").Close()
+	inhibitor := os.NewFile(uintptr(fd), "inhibitor")
+	defer inhibitor.Close()
 	for {
 		select {
 		case <-ctx.Done():
@@ -149,12 +168,26 @@ func inhibit(ctx context.Context, begin func(context.Context)) error {
 			if !ok {
 				return errors.New("the system's message bus is gone")
 			}
-			if s.Name != login1+".Manager.PrepareForShutdown" || len(s.Body) != 1 {
+			if s.Name != login1Manager+".PrepareForShutdown" {
 				continue
 			}
-			if on, _ := s.Body[0].(bool); on {
-				begin(ctx)
-				return nil // and let the shutdown go on
+		}
+		if yes, err := preparing(ctx, conn); err != nil || !yes {
+			continue
+		}
+		begin(ctx)
+		_ = inhibitor.Close() // and let the shutdown go on
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(preparingEvery):
+			}
+			if yes, err := preparing(ctx, conn); err != nil {
+				return err
+			} else if !yes {
+				givenUp()
+				return nil
 			}
 		}
 	}

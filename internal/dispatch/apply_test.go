@@ -104,7 +104,7 @@ func TestADeposedMasterWritesNothing(t *testing.T) {
 		}},
 		{"Update", func(l *lab, f etcd.Entry[cluster.Failover]) error {
 			f.Value.Phase = cluster.PhaseDone
-			return l.ledger.Update(l.t.Context(), l.term, f, f.Value)
+			return l.ledger.Update(l.t.Context(), l.term, f, f.Value, 0)
 		}},
 		{"Withdraw", func(l *lab, f etcd.Entry[cluster.Failover]) error {
 			return l.ledger.Withdraw(l.t.Context(), l.term, f, f.Value, 0)

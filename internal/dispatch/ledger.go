@@ -104,14 +104,19 @@ func (l *Ledger) Open(ctx context.Context, term cluster.Term, o cluster.Opening)
 	return nil
 }
 
-// Update rewrites a failover that still is as it was read.
-func (l *Ledger) Update(ctx context.Context, term cluster.Term, was etcd.Entry[cluster.Failover], f cluster.Failover) error {
+// Update rewrites a failover that still is as it was read. With nodeMod the record
+// of its node has to be so, too: what a proof rests on.
+func (l *Ledger) Update(ctx context.Context, term cluster.Term, was etcd.Entry[cluster.Failover], f cluster.Failover, nodeMod int64) error {
 	val, err := etcd.Merge(was.Raw, f)
 	if err != nil {
 		return err
 	}
 	key := l.keys.Failover(f.ID())
-	_, err = etcd.CommitAs(ctx, l.client, term, []clientv3.Cmp{etcd.Unchanged(key, was.Mod)}, []clientv3.Op{clientv3.OpPut(key, val)})
+	cmps := []clientv3.Cmp{etcd.Unchanged(key, was.Mod)}
+	if nodeMod != 0 {
+		cmps = append(cmps, etcd.Unchanged(l.keys.Node(f.Node), nodeMod))
+	}
+	_, err = etcd.CommitAs(ctx, l.client, term, cmps, []clientv3.Op{clientv3.OpPut(key, val)})
 	if err != nil {
 		return fmt.Errorf("update failover %s to %s: %w", f.ID(), f.Phase, err)
 	}

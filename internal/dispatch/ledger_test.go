@@ -60,7 +60,7 @@ func TestUpdateKeepsWhatItDoesNotKnow(t *testing.T) {
 	was, _ := entry[cluster.Failover](l, key)
 	f := was.Value
 	f.Phase, f.Proof, f.Command = cluster.PhaseSealing, "agent", ""
-	if err := l.ledger.Update(t.Context(), l.term, was, f); err != nil {
+	if err := l.ledger.Update(t.Context(), l.term, was, f, 0); err != nil {
 		t.Fatal(err)
 	}
 	got, _ := entry[map[string]any](l, key)
@@ -70,7 +70,7 @@ func TestUpdateKeepsWhatItDoesNotKnow(t *testing.T) {
 	if got.Create != was.Create {
 		t.Error("an update changed the serial")
 	}
-	if err := l.ledger.Update(t.Context(), l.term, was, f); !errors.Is(err, etcd.ErrConflict) {
+	if err := l.ledger.Update(t.Context(), l.term, was, f, 0); !errors.Is(err, etcd.ErrConflict) {
 		t.Errorf("Update of what was read before the last change: %v, want ErrConflict", err)
 	}
 }

@@ -104,7 +104,7 @@ func (m *term) update(ctx context.Context, log *zap.Logger, s Step) error {
 	if proven {
 		m.At("proof:before")
 	}
-	if err := m.Ledger.Update(ctx, m.Term, s.Was, s.Now); err != nil {
+	if err := m.Ledger.Update(ctx, m.Term, s.Was, s.Now, s.Mod); err != nil {
 		return err
 	}
 	if proven {
@@ -148,7 +148,7 @@ func (m *term) seal(ctx context.Context, log *zap.Logger, o Observation, s Step)
 	next.SealedAt = o.Clock.UTC().Format(time.RFC3339Nano)
 	next.Total = len(l.Resources) + len(l.Unparseable)
 	m.At("sealed:before")
-	if err := m.Ledger.Update(ctx, m.Term, s.Was, next); err != nil {
+	if err := m.Ledger.Update(ctx, m.Term, s.Was, next, 0); err != nil {
 		return err
 	}
 	m.At("sealed:after")
@@ -180,7 +180,7 @@ func (m *term) quarantine(ctx context.Context, log *zap.Logger, o Observation, s
 	if f, ok := o.Failovers[s.Failover]; ok && moved > 0 {
 		next := f.Value
 		next.Unreadable += moved
-		errs = append(errs, m.Ledger.Update(ctx, m.Term, f, next))
+		errs = append(errs, m.Ledger.Update(ctx, m.Term, f, next, 0))
 	}
 	return errors.Join(errs...)
 }
@@ -224,7 +224,7 @@ func (m *term) finish(ctx context.Context, log *zap.Logger, s Step) error {
 		return err
 	}
 	m.At("finish:before")
-	if err := m.Ledger.Update(ctx, m.Term, s.Was, s.Now); err != nil {
+	if err := m.Ledger.Update(ctx, m.Term, s.Was, s.Now, 0); err != nil {
 		return err
 	}
 	m.At("finish:after")

@@ -216,10 +216,16 @@ func decideUnsealed(o *Observation, f cluster.Versioned[cluster.Failover], brake
 		return []Step{{Do: ActSeal, Failover: id, Was: f, Now: f.Value, Reason: "proven harmless by " + f.Value.Proof}}
 	}
 	if p, ok := proofOf(o, f); ok {
-		return update("proven by "+p.Method, func(n *cluster.Failover) {
+		steps := update("proven by "+p.Method, func(n *cluster.Failover) {
 			n.Phase, n.Proof, n.Evidence, n.Command = cluster.PhaseSealing, p.Method, p.Evidence, ""
 			n.FencedAt = o.Clock.UTC().Format(time.RFC3339Nano)
 		})
+		for i := range steps {
+			// The proof rests on what the node's record says: that of this moment, not a
+			// copy that may be older than the failover.
+			steps[i].Mod = o.Nodes[id.Node].Mod
+		}
+		return steps
 	}
 	var steps []Step
 	why, stuck := o.Stuck[id]

@@ -33,6 +33,7 @@ type actionBoard struct {
 	steps   []Step
 	pending map[cluster.NodeID]cluster.Usage
 	toPlace []placing
+	failed  []cluster.Versioned[cluster.Action] // starts of VEs that had waited
 	view    *cluster.View
 }
 
@@ -75,6 +76,7 @@ func decideActions(o *Observation, place Place) []Step {
 	// What waits comes last: it must not take the room of what was promised it,
 	// or two of them would drive each other out for ever.
 	b.place(place)
+	b.afterWaiting(place)
 	b.waiting(place)
 	if len(b.swaps) > 0 {
 		b.steps = append(b.steps, Step{Do: ActDispatch, Swaps: b.swaps, Reason: fmt.Sprintf("%d actions", len(b.swaps))})
@@ -217,6 +219,8 @@ func (b *actionBoard) followUp(a cluster.Versioned[cluster.Action]) {
 		if b.over(v) && !b.inPool(v) {
 			b.swap(&a, nil)
 		}
+	case failedHere(v) && b.alive(v):
+		b.failed = append(b.failed, a)
 	case failedHere(v), v.Outcome == cluster.OutcomeFailed && (v.Verb == cluster.VerbTake || v.Verb == cluster.VerbGiveBack && (v.Failover != "" || v.Attempts > 0)):
 		b.afterFailure(a)
 	case v.Verb == cluster.VerbBreak && v.Outcome == cluster.OutcomeFailed:
@@ -298,7 +302,7 @@ func (b *actionBoard) afterFailure(a cluster.Versioned[cluster.Action]) {
 	if v.NewName != "" {
 		next.Resource = v.NewName
 	}
-	if v.Verb != cluster.VerbGiveBack && len(next.Tried) <= b.o.RelocateTries && len(b.o.Alive) > len(next.Tried) {
+	if v.Verb == cluster.VerbTake && len(next.Tried) <= b.o.RelocateTries && len(b.o.Alive) > len(next.Tried) {
 		next.Verb = cluster.VerbGiveBack
 	} else {
 		next.Verb, next.Operation = cluster.VerbBreak, "start"

@@ -49,6 +49,9 @@ func TestDecideFollowsUpFailures(t *testing.T) {
 	}
 	keep := func(more ...change) Observation { return given(append([]change{sealed(node2), gone}, more...)...) }
 	byOperator := func(a *cluster.Action) { a.Failover, a.Pool = "", of(node4, 0).String() }
+	suspended := func(n cluster.NodeID) change {
+		return record(n, func(r *cluster.NodeRecord) { r.SuspendTokens = []cluster.SuspendToken{{ID: "x"}} })
+	}
 	waited := func(a *cluster.Action) { a.Policy, a.Start, a.DoneAt = "drs", true, stamp(0) }
 	decideTable(t, []row{
 		{name: "a VE that cannot be started is given back", o: keep(take(node3, node2, "vm-a", failed())), want: []string{"take@n3 → give-back vm-a@n3 start"}},
@@ -56,7 +59,8 @@ func TestDecideFollowsUpFailures(t *testing.T) {
 		{name: "after RELOCATE_RETRIES other nodes it is broken", o: keep(take(node3, node2, "vm-a", failed(node4))), want: []string{"take@n3 → break vm-a@n3 start"}},
 		{name: "at once where no retries are wanted", o: keep(take(node3, node2, "vm-a", failed()), func(o *Observation) { o.RelocateTries = 0 }), want: []string{"take@n3 → break vm-a@n3 start"}},
 		{name: "at once where there is no other node", o: keep(take(node1, node2, "vm-a", failed()), sealed(node3), open(node3, cluster.PhaseDone, proven), sealed(node4), open(node4, cluster.PhaseDone, proven)), want: []string{"take@n1 → break vm-a@n1 start"}},
-		{name: "one that had waited for room and cannot be started goes the same way", o: given(action(node3, cluster.VerbStart, "vm-a", waited, failed())), want: []string{"start@n3 → give-back vm-a@n3 start"}},
+		{name: "one that had waited for room and cannot be started goes the same way", o: given(action(node3, cluster.VerbStart, "vm-a", waited, failed())), want: []string{"start@n3 → give-back vm-a@n3 for n1 start"}},
+		{name: "or is broken where no other node has room", o: given(action(node3, cluster.VerbStart, "vm-a", waited, failed()), suspended(node1), suspended(node4), suspended(node2)), want: []string{"start@n3 → break vm-a@n3 start"}},
 		{name: "and is broken after as many nodes", o: given(action(node3, cluster.VerbStart, "vm-a", waited, failed(node4))), want: []string{"start@n3 → break vm-a@n3 start"}},
 		{name: "an operator's start that fails is the operator's", o: given(action(node3, cluster.VerbStart, "vm-a", failed(), func(a *cluster.Action) { a.DoneAt = stamp(0) }))},
 		{name: "a give-back that fails ends broken", o: keep(action(node3, cluster.VerbGiveBack, "vm-a", ofFailover, failed(node3))), want: []string{"give-back@n3 → break vm-a@n3"}},

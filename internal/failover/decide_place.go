@@ -171,6 +171,33 @@ func (b *actionBoard) viewOnce() cluster.View {
 	return *b.view
 }
 
+// afterWaiting follows up the starts that failed of VEs which had waited for room:
+// to another node if one has room now, or into quarantine. To wait again where it
+// could not be started would be to fail there again, for ever.
+func (b *actionBoard) afterWaiting(place Place) {
+	for _, a := range b.failed {
+		v := a.Value
+		tried := append(slices.Clone(v.Tried), v.Node)
+		next := cluster.Action{
+			Verb: cluster.VerbBreak, Operation: "start", Node: v.Node, Inc: v.Inc, Resource: v.Resource, Path: v.Path, Priority: v.Priority, Memory: v.Memory,
+			Attempts: v.Attempts + 1, Tried: tried, Reason: v.Error, Start: true,
+		}
+		if len(tried) <= b.o.RelocateTries {
+			req := b.request()
+			r := cluster.Resource{ID: v.Resource, Kind: v.Resource.Kind(), Path: v.Path, Memory: v.Memory, Owner: v.Node}
+			if v.Priority != nil {
+				r.Priority = *v.Priority
+			}
+			req.Resources, req.Avoid[v.Resource] = []cluster.Resource{r}, tried
+			if got := place(req); len(got) == 1 && got[0].To != "" {
+				next.Verb, next.Operation, next.To = cluster.VerbGiveBack, "", got[0].To
+				b.expect(next.To, r.Kind, r.Memory, 1)
+			}
+		}
+		b.swap(&a, &next)
+	}
+}
+
 // waiting gives resources that found no room another chance.
 func (b *actionBoard) waiting(place Place) {
 	var rs []cluster.Resource

@@ -18,7 +18,7 @@ type Table[T any] interface {
 // Ledger is where failovers and actions are written; every write is guarded by the term.
 type Ledger interface {
 	Open(ctx context.Context, term cluster.Term, o cluster.Opening) error
-	Update(ctx context.Context, term cluster.Term, was cluster.Versioned[cluster.Failover], f cluster.Failover) error
+	Update(ctx context.Context, term cluster.Term, was cluster.Versioned[cluster.Failover], f cluster.Failover, nodeMod int64) error
 	Wanted(ctx context.Context, term cluster.Term, id cluster.FailoverID, serial int64) error
 	Withdraw(ctx context.Context, term cluster.Term, was cluster.Versioned[cluster.Failover], f cluster.Failover, recoveringMod int64) error
 	Apply(ctx context.Context, term cluster.Term, swaps []cluster.Swap) (int, error)
@@ -105,6 +105,7 @@ type term struct {
 	prover *prover
 
 	lost       map[cluster.NodeID]boottime.Time
+	lives      map[cluster.NodeID]int64 // the admission that each was last seen with, by its serial
 	recovering map[cluster.NodeID]boottime.Time
 	opened     map[cluster.FailoverID]boottime.Time
 	counted    map[cluster.FailoverID]boottime.Time
@@ -181,7 +182,7 @@ func (e *Engine) Lead(ctx context.Context, t cluster.Term) error {
 
 func (e *Engine) newTerm(t cluster.Term) *term {
 	return &term{
-		Engine: e, Term: t, lost: map[cluster.NodeID]boottime.Time{}, recovering: map[cluster.NodeID]boottime.Time{},
+		Engine: e, Term: t, lost: map[cluster.NodeID]boottime.Time{}, lives: map[cluster.NodeID]int64{}, recovering: map[cluster.NodeID]boottime.Time{},
 		opened: map[cluster.FailoverID]boottime.Time{}, counted: map[cluster.FailoverID]boottime.Time{},
 		pools: map[cluster.PoolID]bool{}, late: map[cluster.FailoverID]bool{},
 		prover: &prover{methods: e.Methods, log: e.Log, metrics: e.Metrics, hint: e.Hint, runs: map[cluster.FailoverID]*proving{}},

@@ -167,7 +167,7 @@ type Step struct {
 	Opening     cluster.Opening                       // ActOpen
 	Was         cluster.Versioned[cluster.Failover]   // ActWithdraw, ActUpdate, ActFinish
 	Now         cluster.Failover                      // ActUpdate, ActFinish
-	Mod         int64                                 // ActWithdraw: of recovering/
+	Mod         int64                                 // ActWithdraw: of recovering/; ActUpdate with a proof: of nodes/
 	Delay       time.Duration                         // ActFence: before an agent may cut the power
 	Swaps       []cluster.Swap                        // ActDispatch, ActFinish
 	Unparseable []cluster.Unparseable                 // ActQuarantine

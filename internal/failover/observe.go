@@ -69,6 +69,11 @@ func (m *term) observe(ctx context.Context) (o Observation, ok bool, err error) 
 func (m *term) remember(o *Observation, now boottime.Time) {
 	for id := range o.Nodes {
 		o.Pulses[id] = m.Pulses.Of(id)
+		// An admission and the end of its lease may both have passed unseen.
+		if life := o.Nodes[id].Value.Serial; m.lives[id] != life {
+			m.lives[id] = life
+			delete(m.lost, id)
+		}
 		if _, alive := o.Alive[id]; alive {
 			delete(m.lost, id)
 		} else if _, seen := m.lost[id]; !seen {

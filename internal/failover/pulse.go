@@ -2,6 +2,7 @@ package failover
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -9,7 +10,9 @@ import (
 	"github.com/shaman-ha/shaman/internal/cluster"
 )
 
-// HeartbeatReader reads a node's heartbeat fresh.
+// HeartbeatReader reads a node's heartbeat fresh. With ErrTorn, for a slot that was
+// half written, Nonce tells its bytes from others: if they stay the same for long,
+// nobody writes there.
 type HeartbeatReader func(ctx context.Context, n cluster.NodeID, deadline time.Duration) (cluster.Heartbeat, error)
 
 // Pulses watches the heartbeats of other nodes. Every daemon watches the
@@ -93,7 +96,7 @@ func (p *Pulses) read(ctx context.Context, n cluster.NodeID, deadline time.Durat
 	}
 	s.reading, s.asked = false, begin
 	switch {
-	case err != nil:
+	case err != nil && (!errors.Is(err, cluster.ErrTorn) || hb.Nonce == ""):
 		s.since = 0 // unknown, never silent: the wait begins anew
 	case hb.Seq != s.last.Seq || hb.Nonce != s.last.Nonce:
 		if s.last.Nonce != "" {

@@ -119,7 +119,7 @@ func TestPulseIsSilentOnlyAfterLongEnough(t *testing.T) {
 func TestAFailedReadIsUnknownAndTheWaitBeginsAnew(t *testing.T) {
 	s, p := watching(t)
 	waitFor(t, "it is silent", func() bool { return p.Of(node2) == PulseSilent })
-	s.set(func(s *slot) { s.err = cluster.ErrTorn })
+	s.set(func(s *slot) { s.err = errors.New("EIO") })
 	waitFor(t, "a read that failed makes it unknown", func() bool { return p.Of(node2) == PulseUnknown })
 	for range 3 * int(quick.Silence()/quick.Heartbeat) {
 		n := s.count()
@@ -176,4 +176,16 @@ func TestPulseOfANodeThatIsNoTargetAnyMoreIsForgotten(t *testing.T) {
 	targets = nil
 	mu.Unlock()
 	waitFor(t, "it is unknown", func() bool { return p.Of(node2) == PulseUnknown })
+}
+
+// A slot that a power cut left half written is silent like any other, once its bytes
+// stay the same.
+func TestATornSlotThatStaysAsItIsIsSilent(t *testing.T) {
+	s, p := watching(t)
+	s.set(func(s *slot) { s.hb, s.err = cluster.Heartbeat{Nonce: "torn:1"}, cluster.ErrTorn })
+	waitFor(t, "the torn slot is silent", func() bool { return p.Of(node2) == PulseSilent })
+	s.set(func(s *slot) { s.hb = cluster.Heartbeat{Nonce: "torn:2"} })
+	waitFor(t, "another torn slot is something new", func() bool { return p.Of(node2) == PulseBeats })
+	s.set(func(s *slot) { s.hb, s.err = cluster.Heartbeat{}, errors.New("EIO") })
+	waitFor(t, "a read that fails is unknown", func() bool { return p.Of(node2) == PulseUnknown })
 }

@@ -176,7 +176,7 @@ func (l ledger) Open(_ context.Context, t cluster.Term, o cluster.Opening) error
 	return nil
 }
 
-func (l ledger) Update(_ context.Context, t cluster.Term, was cluster.Versioned[cluster.Failover], f cluster.Failover) error {
+func (l ledger) Update(_ context.Context, t cluster.Term, was cluster.Versioned[cluster.Failover], f cluster.Failover, _ int64) error {
 	w, id := l.w, f.ID()
 	if err := l.guard(t); err != nil {
 		return err

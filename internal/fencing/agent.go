@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -54,6 +55,38 @@ type Agent struct {
 	// block.
 	Silent, Beats func(cluster.NodeID) bool
 	Timing        func() cluster.Timing
+
+	mu   sync.Mutex
+	lied map[cluster.FailoverID]lie
+}
+
+// lie is an agent that has said off of a node which went on beating.
+type lie struct {
+	serial int64
+	conf   time.Time // when its file was changed last
+	err    error
+}
+
+// trusted returns the error of a former lie for this failover, unless the agent's
+// file was changed since: an agent that switches the wrong machine off must not do so
+// again and again.
+func (a *Agent) trusted(t cluster.FenceTarget, conf time.Time) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	l := a.lied[t.Failover]
+	if l.serial != t.Serial || !l.conf.Equal(conf) {
+		return nil
+	}
+	return l.err
+}
+
+func (a *Agent) distrust(t cluster.FenceTarget, conf time.Time, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.lied == nil {
+		a.lied = map[cluster.FailoverID]lie{}
+	}
+	a.lied[t.Failover] = lie{t.Serial, conf, err}
 }
 
 // Name is the word in FENCE_METHODS.
@@ -71,6 +104,9 @@ func (a *Agent) Prove(ctx context.Context, t cluster.FenceTarget, check func() e
 		return "", fmt.Errorf("%w: %w", a.NotApplicable, err)
 	}
 	if err != nil {
+		return "", err
+	}
+	if err := a.trusted(t, c.Changed); err != nil {
 		return "", err
 	}
 	limit := a.Timeout
@@ -98,7 +134,11 @@ func (a *Agent) Prove(ctx context.Context, t cluster.FenceTarget, check func() e
 		power, err := c.Status(ctx, name)
 		if power == PowerOff {
 			if err := a.contradicted(ctx, node); err != nil {
-				return "", fmt.Errorf("%s: off, then status says off, and %w", c.Agent, err)
+				err = fmt.Errorf("%s: off, then status says off, and %w", c.Agent, err)
+				if errors.Is(err, errLie) {
+					a.distrust(t, c.Changed, err)
+				}
+				return "", err
 			}
 			return fmt.Sprintf("%s: off, then status says off, in %s", c.Agent, time.Since(begin).Round(time.Millisecond)), nil
 		}
@@ -129,7 +169,7 @@ func (a *Agent) contradicted(ctx context.Context, n cluster.NodeID) error {
 			return nil
 		case boottime.Since(off) <= contradictions*t.Silence():
 		case a.Beats(n):
-			return errors.New("its heartbeat goes on: the agent switches another machine. Correct its file; 'shaman fence test' shows what it says")
+			return errLie
 		default:
 			return nil
 		}
@@ -138,6 +178,8 @@ func (a *Agent) contradicted(ctx context.Context, n cluster.NodeID) error {
 		}
 	}
 }
+
+var errLie = errors.New("its heartbeat goes on: the agent switches another machine. It is not run again before its file is corrected; 'shaman fence test' shows what it says")
 
 // contradictions is for how many times the time of a silence a heartbeat may go on.
 const contradictions = 3

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/shaman-ha/shaman/internal/cluster"
 )
@@ -27,6 +28,7 @@ type Config struct {
 	File    string
 	Agent   string // path of the executable
 	Options []Option
+	Changed time.Time // when the file was
 }
 
 // Option is one line for the agent's standard input. Its value may be a secret:
@@ -90,6 +92,7 @@ func load(file string) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
+	c.Changed = st.ModTime()
 	c.Agent, err = findAgent(c.Agent)
 	if err != nil {
 		return Config{}, fmt.Errorf("%s: agent: %w", file, err)

@@ -92,9 +92,15 @@ func (m *fakeMembers) Update(context.Context, cluster.NodeID, func(*cluster.Node
 	return nil
 }
 func (m *fakeMembers) PublishWatchdog(_ context.Context, _ cluster.NodeID, _ int64, wd cluster.Watchdog) error {
-	m.tr.add(fmt.Sprintf("publish %s/%s", wd.Timeout, wd.SelfFenceTimeout))
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.rec.Watchdog == wd {
+		return nil // nothing to write
+	}
+	m.tr.add(fmt.Sprintf("publish %s/%s", wd.Timeout, wd.SelfFenceTimeout))
+	if m.dogErr == nil {
+		m.rec.Watchdog = wd
+	}
 	return m.dogErr
 }
 func (m *fakeMembers) DisownWatchdog(context.Context, cluster.NodeID) error {

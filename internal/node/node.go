@@ -140,7 +140,7 @@ type Node struct {
 	gone     error         // what came of that
 	recorded bool          // that the host went down, in etcd
 	saidDog  string
-	asked    [2]time.Duration // what the watchdog was last brought to; keepWatchdog's own
+	asked    *[2]time.Duration // what the watchdog was brought to, and published; keepWatchdog's own
 }
 
 var (
@@ -270,6 +270,7 @@ func (n *Node) underLease(ctx context.Context, l Lease, resumed bool) error {
 			a, ok = n.stillAdmitted(ctx, l)
 		}
 		if !ok {
+			l.Observe(nil)
 			var err error
 			if a, err = n.recover(ctx, l); err != nil {
 				return err
@@ -288,6 +289,11 @@ func (n *Node) stillAdmitted(ctx context.Context, l Lease) (Admitted, bool) {
 		rec, held, err := n.Members.HoldsAlive(ctx, n.Self, l.ID())
 		if err == nil && !held {
 			return Admitted{}, false
+		}
+		if err == nil {
+			// This lease holds the alive key, so its renewals are contact, also while the
+			// mount is away.
+			l.Observe(n.Watchdog.Contact)
 		}
 		if err == nil {
 			err = n.Mount.MustOwn(ctx, n.Self, rec.Incarnation)
@@ -316,6 +322,7 @@ func (n *Node) active(ctx context.Context, a Admitted) error {
 		return err
 	}
 	n.Heart.Tell(a.Incarnation, false)
+	n.asked = nil
 	n.setLeft(false)
 	n.OnAdmit(a)
 	n.Status(fmt.Sprintf("Active, incarnation %d", a.Incarnation))

@@ -275,6 +275,7 @@ func (n *Node) admit(ctx context.Context, l Lease, known cluster.NodeRecord, inc
 	}); err != nil {
 		return Admitted{}, err
 	}
+	n.Watchdog.Lift() // what an earlier incarnation did not stop in time was failed over
 	n.Log.Info("admitted", zap.Int64("incarnation", int64(inc)))
 	n.Event(cluster.Event{Kind: "admitted", Subject: n.Self, Message: fmt.Sprintf("admitted with incarnation %d", inc)})
 	return a, nil
@@ -343,6 +344,9 @@ func (n *Node) quiesce(ctx context.Context, inc cluster.Incarnation, reason erro
 	if err != nil {
 		n.Log.Error("could not stop everything in time", zap.Duration("elapsed", boottime.Since(begin)), zap.Error(err))
 	} else {
+		if uerr := n.State.update(func(m *memory) { m.Stopped = max(m.Stopped, inc) }); uerr != nil {
+			n.Log.Warn("the next daemon does not know that everything is stopped", zap.Error(uerr))
+		}
 		n.Watchdog.Lift()
 		n.Log.Warn("stopped everything", zap.Duration("elapsed", boottime.Since(begin)), zap.NamedError("reason", reason))
 	}

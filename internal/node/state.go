@@ -21,6 +21,7 @@ type memory struct {
 	Incarnation cluster.Incarnation  `json:"incarnation"`  // of the last admission
 	Serial      int64                `json:"serial"`       // no order up to it is obeyed
 	Closed      cluster.Incarnation  `json:"closed"`       // the gate stays closed for incarnations up to it
+	Stopped     cluster.Incarnation  `json:"stopped"`      // up to it everything was stopped, and proven to be
 	Answered    int64                `json:"answered"`     // serial of the last order that was answered
 	Starts      []cluster.ResourceID `json:"starts"`       // still to be started after this boot
 	Listed      bool                 `json:"starts_known"` // that list was made for this boot
@@ -87,10 +88,17 @@ func (s *State) update(change func(*memory)) error {
 // Pending returns what is still to be started after this boot.
 func (s *State) Pending() []cluster.ResourceID { return s.get().Starts }
 
-// quiesced tells whether the last admission ended with everything stopped.
+// quiesced tells whether the last admission was ended by closing the gate: this node
+// comes back with a newer incarnation only.
 func (s *State) quiesced() bool {
 	m := s.get()
 	return m.Incarnation != 0 && m.Closed >= m.Incarnation
+}
+
+// harmless tells whether everything of the last admission was stopped, too.
+func (s *State) harmless() bool {
+	m := s.get()
+	return m.Incarnation != 0 && m.Stopped >= m.Incarnation
 }
 
 // Done takes a resource off that list: its outcome is known.

@@ -24,16 +24,21 @@ func (n *Node) Retire(ctx context.Context, l Lease) (done bool, err error) {
 	if id == 0 || n.isDown() {
 		return false, n.letGo(ctx)
 	}
-	if n.State.quiesced() && l != nil {
-		// Everything was stopped here: this node comes back with the next incarnation
-		// only, for which somebody has to take its repository over. Nobody does that of
-		// one that said goodbye.
-		if err := l.Revoke(ctx); err != nil {
-			n.Log.Debug("the lease ends by itself", zap.Error(err))
+	kind := cluster.StopInactive
+	switch {
+	case n.shuttingDown() && n.State.harmless():
+		kind = cluster.StopDown // that could not be recorded before
+	case n.State.quiesced():
+		// This node comes back with the next incarnation only, for which somebody has to
+		// take its repository over. Nobody does that of one that said goodbye.
+		if l != nil {
+			if err := l.Revoke(ctx); err != nil {
+				n.Log.Debug("the lease ends by itself", zap.Error(err))
+			}
 		}
 		return false, n.letGo(ctx)
 	}
-	err = n.Members.Stop(ctx, n.Self, id, cluster.StopInactive, time.Now().UTC().Format(time.RFC3339))
+	err = n.Members.Stop(ctx, n.Self, id, kind, time.Now().UTC().Format(time.RFC3339))
 	if errors.Is(err, cluster.ErrOtherHolder) && (l == nil || n.Watchdog.State().Armed) {
 		return false, n.letGo(ctx)
 	}
@@ -120,9 +125,7 @@ func (n *Node) goDown(ctx context.Context, a Admitted, endWork context.CancelCau
 		n.Log.Warn("not all VEs shut down by themselves; stopping them by force", zap.Error(err))
 	}
 	if err = n.quiesce(ctx, a.Incarnation, ErrDown); err == nil {
-		sctx, cancel := context.WithTimeout(ctx, n.Settings().Timing.Lease)
-		defer cancel()
-		err = n.Members.Stop(sctx, n.Self, a.Lease.ID(), cluster.StopDown, time.Now().UTC().Format(time.RFC3339))
+		err = n.recordDown(ctx, a)
 	}
 	if err == nil {
 		n.Watchdog.Disarm() // nothing runs here any more
@@ -142,6 +145,18 @@ func (n *Node) goDown(ctx context.Context, a Admitted, endWork context.CancelCau
 	return errors.Join(ErrDown, err)
 }
 
+// recordDown tries for as long as the alive key lasts without a renewal.
+func (n *Node) recordDown(ctx context.Context, a Admitted) error {
+	ctx, cancel := context.WithTimeout(ctx, n.Settings().Timing.Lease)
+	defer cancel()
+	for {
+		err := n.Members.Stop(ctx, n.Self, a.Lease.ID(), cluster.StopDown, time.Now().UTC().Format(time.RFC3339))
+		if err == nil || errors.Is(err, cluster.ErrOtherHolder) || sleep(ctx, retryPause) != nil {
+			return err
+		}
+	}
+}
+
 // stopGently asks all VEs that are ours to shut down, and waits for them.
 func (n *Node) stopGently(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, n.Settings().ActionTimeout)
@@ -158,7 +173,7 @@ func (n *Node) letGo(ctx context.Context) error {
 	if !n.Watchdog.State().Armed {
 		return nil
 	}
-	if !n.State.quiesced() {
+	if !n.State.harmless() {
 		if err := n.Members.DisownWatchdog(ctx, n.Self); err != nil {
 			return err
 		}

@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -70,15 +69,30 @@ func (n *Node) keepWatchdog(ctx context.Context, a Admitted) error {
 func (n *Node) tuneWatchdog(ctx context.Context, a Admitted) error {
 	have, s := n.Watchdog.State(), n.Settings()
 	want, selfFence := s.Watchdog, s.Timing.SelfFence
-	if have.Armed == (want != 0) && (!have.Armed || n.asked == [2]time.Duration{want, selfFence}) {
+	wanted := [2]time.Duration{want, selfFence}
+	if have.Armed == (want != 0) && n.asked != nil && *n.asked == wanted {
 		return nil
 	}
-	if have.Armed && want != 0 && have.Timeout == want && have.SelfFenceTimeout == selfFence {
-		n.asked = [2]time.Duration{want, selfFence}
-		return nil
+	publish := func(wd cluster.Watchdog) error { return n.Members.PublishWatchdog(ctx, n.Self, a.Lease.ID(), wd) }
+	if have.Armed != (want != 0) || have.Armed && (n.asked != nil || have.Timeout != want || have.SelfFenceTimeout != selfFence) {
+		if err := n.changeWatchdog(want, selfFence, have.Armed, publish); err != nil {
+			return err
+		}
 	}
-	if have.Armed {
-		if err := n.Members.PublishWatchdog(ctx, n.Self, a.Lease.ID(), cluster.Watchdog{}); err != nil {
+	// A process before this one, or a try before, may have ended before this.
+	if err := publish(n.Watchdog.State()); err != nil {
+		return err
+	}
+	n.asked = &wanted
+	n.tellWatchdog(nil)
+	return nil
+}
+
+// changeWatchdog takes back what is published, and changes the watchdog then. After
+// an error nothing is published.
+func (n *Node) changeWatchdog(want, selfFence time.Duration, armed bool, publish func(cluster.Watchdog) error) error {
+	if armed {
+		if err := publish(cluster.Watchdog{}); err != nil {
 			return err
 		}
 	}
@@ -86,17 +100,10 @@ func (n *Node) tuneWatchdog(ctx context.Context, a Admitted) error {
 	switch {
 	case want == 0:
 		n.Watchdog.Disarm()
-	case have.Armed:
+	case armed:
 		err = n.Watchdog.Retune(want, selfFence)
 	default:
 		_, err = n.Watchdog.Arm(want, selfFence)
-	}
-	if err == nil {
-		n.asked = [2]time.Duration{want, selfFence}
-		n.tellWatchdog(nil)
-	}
-	if now := n.Watchdog.State(); now.Armed {
-		err = errors.Join(err, n.Members.PublishWatchdog(ctx, n.Self, a.Lease.ID(), now))
 	}
 	return err
 }

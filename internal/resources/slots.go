@@ -54,11 +54,11 @@ func block(dst []byte, record any) error {
 
 func unblock(src []byte, record any) error {
 	if len(src) != slotSize || crc32.Checksum(src[:slotSize-4], castagnoli) != binary.LittleEndian.Uint32(src[slotSize-4:]) {
-		return ErrTorn
+		return &tornError{crc32.Checksum(src, castagnoli)}
 	}
 	body := bytes.TrimRight(src[:slotSize-4], "\x00")
 	if len(body) == 0 {
-		return ErrTorn
+		return &tornError{crc32.Checksum(src, castagnoli)}
 	}
 	if err := json.Unmarshal(body, record); err != nil {
 		return fmt.Errorf("read a slot: %w", err)
@@ -137,12 +137,34 @@ func readSlot(path string, record any) error {
 
 // ReadHeartbeat reads a node's heartbeat fresh, within the deadline. An error
 // means that nothing is known; it is never silence.
+//
+// With ErrTorn the Nonce tells the bytes of the slot from others: a power cut in the
+// middle of a write leaves a block that nobody mends, and that nobody writes it is
+// what has to be seen.
 func (s *Store) ReadHeartbeat(ctx context.Context, n cluster.NodeID, deadline time.Duration) (Heartbeat, error) {
-	return fetchWithin(ctx, s, deadline, "read the heartbeat of "+string(n), func() (hb Heartbeat, err error) {
-		err = readSlot(filepath.Join(s.nodeDir(n), slotHeartbeat), &hb)
-		return hb, err
+	type answer struct {
+		hb   Heartbeat
+		torn error
+	}
+	a, err := fetchWithin(ctx, s, deadline, "read the heartbeat of "+string(n), func() (a answer, err error) {
+		err = readSlot(filepath.Join(s.nodeDir(n), slotHeartbeat), &a.hb)
+		var t *tornError
+		if errors.As(err, &t) {
+			return answer{Heartbeat{Nonce: fmt.Sprintf("torn:%08x", t.sum)}, fmt.Errorf("read the heartbeat of %s: %w", n, err)}, nil
+		}
+		return a, err
 	})
+	if err != nil {
+		return Heartbeat{}, err
+	}
+	return a.hb, a.torn
 }
+
+// tornError is ErrTorn with a sum over the whole block.
+type tornError struct{ sum uint32 }
+
+func (*tornError) Error() string        { return ErrTorn.Error() }
+func (*tornError) Is(target error) bool { return target == ErrTorn }
 
 // ErrForeignNonce is returned if another process writes this node's heartbeat.
 var ErrForeignNonce = cluster.ErrForeignNonce

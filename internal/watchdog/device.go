@@ -37,6 +37,18 @@ func openDevice(path string, timeout time.Duration) (*device, error) {
 	if err := checkNoWayOut(path); err != nil {
 		return nil, err
 	}
+	d, err := open(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.prepare(timeout); err != nil {
+		d.disarm()
+		return nil, fmt.Errorf("%w: %s: %w", ErrUnusable, path, err)
+	}
+	return d, nil
+}
+
+func open(path string) (*device, error) {
 	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
@@ -46,13 +58,35 @@ func openDevice(path string, timeout time.Duration) (*device, error) {
 	case err != nil:
 		return nil, fmt.Errorf("%w: open %s: %w", ErrUnusable, path, err)
 	}
-	d := &device{fd: fd}
-	if err := d.prepare(timeout); err != nil {
-		d.disarm()
-		return nil, fmt.Errorf("%w: %s: %w", ErrUnusable, path, err)
-	}
-	return d, nil
+	return &device{fd: fd}, nil
 }
+
+// reopenDevice opens a watchdog that others already count with: it has to take the
+// time-out that was published, and is never disarmed. mayFeed is asked again after
+// each step, all of which feed it.
+func reopenDevice(path string, timeout time.Duration, mayFeed func() bool) (*device, error) {
+	d, err := open(path)
+	if err != nil {
+		return nil, err
+	}
+	if err = d.readTimeout(); err == nil && d.timeout != timeout && mayFeed() {
+		err = d.prepare(timeout)
+	}
+	switch {
+	case err != nil:
+	case !mayFeed():
+		err = errLate
+	case d.timeout > timeout:
+		err = fmt.Errorf("its time-out is %s by now", d.timeout)
+	default:
+		return d, nil
+	}
+	d.leave()
+	return nil, fmt.Errorf("%w: %s: %w", ErrUnusable, path, err)
+}
+
+// errLate: this process was held up, and has fed when it must not.
+var errLate = errors.New("it was opened too late")
 
 func (d *device) prepare(timeout time.Duration) error {
 	info, err := unix.IoctlGetWatchdogInfo(d.fd)
@@ -66,6 +100,10 @@ func (d *device) prepare(timeout time.Duration) error {
 		return fmt.Errorf("it refuses WATCHDOG_TIMEOUT=%s: %w; run 'shaman set-config WATCHDOG_TIMEOUT=...' with one that it takes", timeout, err)
 	}
 	// Drivers round, some without saying so in the answer.
+	return d.readTimeout()
+}
+
+func (d *device) readTimeout() error {
 	got, err := unix.IoctlGetUint32(d.fd, unix.WDIOC_GETTIMEOUT)
 	if err != nil {
 		return fmt.Errorf("it does not tell its time-out: %w", err)

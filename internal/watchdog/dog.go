@@ -66,19 +66,17 @@ func (d *Dog) Resume() {
 		d.starve(d.rec.why(now))
 		return
 	}
-	dev, err := openDevice(d.Device, w)
-	for end := boottime.Now().Add(w / 4); errors.Is(err, errBusy) && boottime.Now() < end; dev, err = openDevice(d.Device, w) {
-		time.Sleep(busyPause) // the kernel is still closing the files of the daemon before
+	mayFeed := func() bool { return d.rec.mayFeed(boottime.Now()) }
+	dev, err := reopenDevice(d.Device, w, mayFeed)
+	// The kernel may still be closing the files of the daemon before.
+	for end := boottime.Now().Add(w / 4); err != nil && !errors.Is(err, errLate) && boottime.Now() < end; dev, err = reopenDevice(d.Device, w, mayFeed) {
+		time.Sleep(busyPause)
 	}
 	if err != nil {
-		d.Log.Error("the watchdog that the daemon before this one armed cannot be fed any more; it resets this machine", zap.Duration("within", w), zap.Error(err))
-		return
-	}
-	if dev.timeout > w {
-		// The others count with the number of before.
-		d.Log.Error("the watchdog takes longer than it did for the daemon before this one; this machine is reset", zap.Duration("timeout", dev.timeout), zap.Duration("before", w))
-		dev.leave()
-		d.starve("its time-out has changed")
+		// Others count on it, and nobody can tell whether it still runs.
+		d.Log.Error("the watchdog that the daemon before this one armed cannot be fed any more; this machine is reset", zap.Error(err))
+		d.late.Store(true)
+		d.starve("its watchdog cannot be fed any more: " + err.Error())
 		return
 	}
 	d.run(dev)
@@ -91,18 +89,20 @@ func (d *Dog) Resume() {
 func (d *Dog) Arm(timeout, selfFence time.Duration) (cluster.Watchdog, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.rec.timeout.Load() != 0 {
+	if d.dev != nil {
 		return d.state(), nil
 	}
-	// Written first: should this process end in between, the next one goes on.
+	if d.starved.Load() {
+		return cluster.Watchdog{}, errors.New("the watchdog is fed no more; it resets this machine")
+	}
 	d.rec.selfP.Store(int64(selfFence))
 	if now := boottime.Now(); !d.rec.mayFeed(now) {
 		return cluster.Watchdog{}, errors.New("the watchdog is not armed: " + d.rec.why(now))
 	}
-	d.rec.timeout.Store(int64(timeout))
+	// Should this process end before the next line, nobody counts with it yet; the
+	// machine is reset once, and nothing is wrong with that but the time.
 	dev, err := openDevice(d.Device, timeout)
 	if err != nil {
-		d.rec.timeout.Store(0)
 		return cluster.Watchdog{}, err
 	}
 	d.rec.timeout.Store(int64(dev.timeout))
@@ -137,12 +137,17 @@ func (d *Dog) Retune(timeout, selfFence time.Duration) error {
 }
 
 // Disarm stops the device by its magic close. Only to be called once nobody may
-// take silence for proof any more, or nothing runs here. A dog that starves is
-// not let off.
+// take silence for proof any more, or nothing runs here. A dog that starves, or is
+// about to, is not let off, and neither is one with a limit: something that was to
+// be stopped still runs.
 func (d *Dog) Disarm() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.dev == nil || d.starved.Load() {
+		return
+	}
+	if d.rec.limit.Load() != 0 || !d.rec.mayFeed(boottime.Now()) {
+		d.Log.Error("the watchdog stays armed: not everything that had to be stopped here was")
 		return
 	}
 	d.stop.Store(true)
@@ -150,9 +155,9 @@ func (d *Dog) Disarm() {
 	if d.starved.Load() {
 		return
 	}
+	d.rec.timeout.Store(0) // first: a dog that is not known is not taken for one that was let down
 	d.dev.disarm()
 	d.dev = nil
-	d.rec.timeout.Store(0)
 	d.Log.Info("the watchdog is disarmed")
 }
 
@@ -196,13 +201,13 @@ func (d *Dog) State() cluster.Watchdog {
 
 func (d *Dog) state() cluster.Watchdog {
 	w := time.Duration(d.rec.timeout.Load())
-	if w == 0 {
+	if w == 0 || d.dev == nil && !d.starved.Load() {
 		return cluster.Watchdog{}
 	}
 	return cluster.Watchdog{Armed: true, Timeout: w, SelfFenceTimeout: time.Duration(d.rec.selfP.Load()), Virtual: d.virtual}
 }
 
-// busyPause is the pause between two looks at a device that was just let go of.
+// busyPause is the pause between two tries of a device that cannot be taken over yet.
 const busyPause = 20 * time.Millisecond
 
 // feedsPerTimeout is how often the dog is fed within its time-out.
@@ -251,6 +256,12 @@ func (d *Dog) feeder(dev *device) {
 func (d *Dog) starve(why string) {
 	if d.starved.Swap(true) {
 		return
+	}
+	// One that should have bitten by now (this machine was suspended) does not get more
+	// time either.
+	w, contact := d.rec.timeout.Load(), d.rec.contact.Load()
+	if contact != 0 && int64(boottime.Now())-contact > d.rec.selfP.Load()+w {
+		d.late.Store(true)
 	}
 	late := d.late.Load()
 	go func() {

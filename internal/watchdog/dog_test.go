@@ -342,3 +342,79 @@ func TestDevicesThatCannotServe(t *testing.T) {
 		}
 	})
 }
+
+// Disarm lets nobody off who has something left to stop.
+func TestDisarmKeepsWhatHasToBite(t *testing.T) {
+	for name, spoil := range map[string]func(*Dog){
+		"an order runs out of its time": func(d *Dog) { d.Limit(boottime.Now().Add(time.Hour)) },
+		"there is no contact":           func(d *Dog) { d.rec.selfP.Store(1) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, watchdogtest.Options{})
+			d := b.dog(t, "boot")
+			d.Contact(boottime.Now())
+			if _, err := d.Arm(2*time.Second, time.Minute); err != nil {
+				t.Fatal(err)
+			}
+			spoil(d)
+			d.Disarm()
+			if !d.State().Armed || !b.dev.Running() {
+				t.Errorf("it was disarmed:\n%s", b.log)
+			}
+		})
+	}
+}
+
+// A device that the next daemon cannot take over may run or not: nobody knows, and
+// others count on it. It is not disarmed, not said to be armed by us, and the machine
+// is reset.
+func TestResumeOfADeviceThatWasTaken(t *testing.T) {
+	for name, c := range map[string]struct {
+		take bool
+	}{
+		"by another program":     {take: true},
+		"it answers nothing now": {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, watchdogtest.Options{})
+			d := b.dog(t, "boot")
+			d.Contact(boottime.Now())
+			if _, err := d.Arm(2*time.Second, time.Minute); err != nil {
+				t.Fatal(err)
+			}
+			d.Close()
+			if c.take {
+				f, err := os.OpenFile(b.dev.Path(), os.O_WRONLY, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+			} else {
+				b.dev.Refuse()
+			}
+			b.dog(t, "boot").Resume()
+			within(t, "the reset", b.reset)
+			if strings.Contains(b.log.String(), "disarm") {
+				t.Errorf("a device that others count on was disarmed:\n%s", b.log)
+			}
+		})
+	}
+}
+
+// A machine that was suspended for longer than it may be without contact does not get
+// the time to stop things in good order.
+func TestAMachineThatWakesUpTooLateIsResetAtOnce(t *testing.T) {
+	b := newBench(t, watchdogtest.Options{})
+	d := b.dog(t, "boot")
+	d.Contact(boottime.Now())
+	if _, err := d.Arm(2*time.Second, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	d.rec.contact.Store(int64(boottime.Now().Add(-2 * time.Minute)))
+	within(t, "the reset", b.reset)
+	select {
+	case why := <-b.stopd:
+		t.Errorf("it was given time to stop things: %s", why)
+	default:
+	}
+}

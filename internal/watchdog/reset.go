@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// resetCommandTime bounds RESET_COMMAND; what follows it is the kernel's own reset.
+// resetCommandTime bounds RESET_COMMAND.
 const resetCommandTime = 5 * time.Second
 
 // Resetter returns what resets the machine: command, run by a shell, if there is
-// one; else, or if that does not end this process, the kernel.
+// one, else the kernel. A command that fails is told, and the watchdog has to do it.
 func Resetter(command string, log *zap.Logger) func(why string) {
 	return func(why string) {
 		log.Error("resetting this machine", zap.String("reason", why))

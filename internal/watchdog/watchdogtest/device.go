@@ -48,6 +48,7 @@ type Device struct {
 	due     time.Time
 	fed     int
 	running bool
+	refuse  bool
 }
 
 // Mount makes the device dir/watchdog. It needs root.
@@ -82,6 +83,14 @@ func (d *Device) Reset() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.halt()
+}
+
+// Refuse makes all ioctls fail from now on, as those of a management controller do
+// that is busy.
+func (d *Device) Refuse() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.refuse = true
 }
 
 // Running tells whether it is armed, by whomever.
@@ -200,6 +209,9 @@ func (d *Device) Flush(context.Context, fs.FileHandle) syscall.Errno {
 func (d *Device) Ioctl(_ context.Context, _ fs.FileHandle, cmd uint32, _ uint64, in, out []byte) (int32, syscall.Errno) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.refuse {
+		return 0, syscall.EIO
+	}
 	put := func(v uint32) { binary.LittleEndian.PutUint32(out, v) }
 	switch cmd {
 	case unix.WDIOC_GETSUPPORT:

@@ -1,0 +1,287 @@
+package main
+
+// rules are the safety rules of docs/safety.md, each by the line that keeps it.
+var rules = []rule{
+	{
+		name: "nothing is sealed before a proof is recorded", file: "internal/failover/decide.go",
+		code: `	if f.Value.Proof != "" {
+		if f.Value.Phase`, without: `	if f.Value.Proof != "" || f.Value.Phase == cluster.PhaseFencing {
+		if f.Value.Phase`,
+		pkg: "./internal/failover", test: "TestDecideProofsAndSeal",
+	},
+	{
+		name: "a proven failover is not withdrawn", file: "internal/failover/decide.go",
+		code: `rg.Value.NotQuiesced && f.Value.Proof == ""`, without: `rg.Value.NotQuiesced`,
+		pkg: "./internal/failover", test: "TestDecideWithdraws|TestTheWorld",
+	},
+	{
+		name: "a mark is left before a withdrawal", file: "internal/failover/apply.go",
+		code: `		if err := m.mark(ctx, m.Term); err != nil {
+			return err
+		}
+		err := m.Ledger.Withdraw`, without: `		err := m.Ledger.Withdraw`,
+		pkg: "./internal/failover", test: "TestWithdrawingEndsTheMethodsFirst",
+	},
+	{
+		name: "the brake holds when too many nodes are lost", file: "internal/failover/decide.go",
+		code: `	if len(out) >= o.SkipThreshold {
+		return out
+	}`, without: `	if false {
+		return out
+	}`,
+		pkg: "./internal/failover", test: "TestDecideBrake",
+	},
+	{
+		name: "a new master opens nothing against a node that beats", file: "internal/failover/decide.go",
+		code: `!down && !o.Settled && !back && pulse != PulseSilent`, without: `false && pulse != PulseSilent`,
+		pkg: "./internal/failover", test: "TestDecideOpens",
+	},
+	{
+		name: "a clean stop is no failure", file: "internal/failover/decide.go",
+		code: `lost := e.Value.Stopped == cluster.NotStopped ||`, without: `lost := true ||`,
+		pkg: "./internal/failover", test: "TestDecideOpens",
+	},
+	{
+		name: "a new boot is a proof only of the same hardware", file: "internal/failover/decide.go",
+		code: `rg.Value.HardwareID == rec.Value.HardwareID &&`, without: `true &&`,
+		pkg: "./internal/failover", test: "TestDecideProofsAndSeal",
+	},
+	{
+		name: "a marked action stays with its node", file: "internal/failover/decide_actions.go",
+		code: `return b.over(v) || !alive && b.o.Nodes[v.Node].Value.Stopped != cluster.NotStopped`, without: `return !alive || alive`,
+		pkg: "./internal/failover", test: "TestDecideReplacesOnlyWhatCannotBeClaimed",
+	},
+	{
+		name: "two resources of one VE are never dispatched", file: "internal/failover/decide_actions.go",
+		code: `if len(b.o.Paths[r.Path]) > 0 || b.paths[r.Path] > 1 {`, without: `if false {`,
+		pkg: "./internal/failover", test: "TestDecideDispatches|TestTheWorld",
+	},
+	{
+		name: "what runs elsewhere is not started", file: "internal/failover/decide_actions.go",
+		code: `if on, runs := elsewhere[r.Path]; runs {`, without: `if on, runs := elsewhere[r.Path]; runs && false {`,
+		pkg: "./internal/failover", test: "TestDecideDispatches",
+	},
+	{
+		name: "agents wait for a node that may be stopping its VEs", file: "internal/failover/fence.go",
+		code: `	for !m.Gentle() {`, without: `	for false {`,
+		pkg: "./internal/failover", test: "TestOnlyGentleMethodsRunBeforeTheDelayHasPassed",
+	},
+	{
+		name: "a read that fails is no silence", file: "internal/failover/pulse.go",
+		code: `		s.since = 0 // unknown`, without: `		// unknown`,
+		pkg: "./internal/failover", test: "TestAFailedRead",
+	},
+	{
+		name: "watchdog: silence counts on both channels", file: "internal/fencing/watchdog.go",
+		code: `to.Sub(max(from, gone))`, without: `to.Sub(max(from, 0*gone))`,
+		pkg: "./internal/fencing", test: "TestWatchdogProves",
+	},
+	{
+		name: "watchdog: a virtual machine's does not count", file: "internal/fencing/watchdog.go",
+		code: ` || wd.Virtual && !f.TrustVirtual()`, without: ``,
+		pkg: "./internal/fencing", test: "TestWatchdogProves",
+	},
+	{
+		name: "watchdog: T_wd has three time-outs", file: "internal/cluster/timing.go",
+		code: `selfFence + 3*timeout + time.Second`, without: `selfFence + 2*timeout + time.Second`,
+		pkg: "./internal/config", test: "TestWatchdogProof",
+	},
+	{
+		name: "watchdog: no contact, no feed", file: "internal/watchdog/record.go",
+		code: `contact != 0 && int64(now)-contact <= r.selfP.Load() &&`, without: `contact != 0 &&`,
+		pkg: "./internal/watchdog", test: "TestNoContactNoFeed",
+	},
+	{
+		name: "watchdog: the last contact is looked at before the device is opened", file: "internal/watchdog/dog.go",
+		code: `	if now := boottime.Now(); !d.rec.mayFeed(now) {
+		d.starve(d.rec.why(now))
+		return
+	}
+	dev, err`, without: `	dev, err`,
+		pkg: "./internal/watchdog", test: "TestResume",
+	},
+	{
+		name: "watchdog: an order that is not carried out in time ends the feeding", file: "internal/watchdog/record.go",
+		code: ` && (limit == 0 || int64(now) <= limit)`, without: ` && limit < 1<<62`,
+		pkg: "./internal/watchdog", test: "TestLimit",
+	},
+	{
+		name: "watchdog: disarmed only after etcd has recorded it", file: "internal/node/stop.go",
+		code: `		if err := n.Members.DisownWatchdog(ctx, n.Self); err != nil {
+			return err
+		}`, without: ``,
+		pkg: "./internal/node", test: "TestRetireAndTheWatchdog",
+	},
+	{
+		name: "watchdog: numbers change only while none are published", file: "internal/node/watchdog.go",
+		code: `		if err := n.Members.PublishWatchdog(ctx, n.Self, a.Lease.ID(), cluster.Watchdog{}); err != nil {
+			return err
+		}`, without: ``,
+		pkg: "./internal/node", test: "TestTuneWatchdog",
+	},
+	{
+		name: "watchdog: a device that its holder's death stops is not used", file: "internal/watchdog/device.go",
+		code: `info.Options&unix.WDIOF_MAGICCLOSE == 0`, without: `info.Options&unix.WDIOF_MAGICCLOSE == 1`,
+		pkg: "./internal/watchdog", test: "TestDevicesThatCannotServe",
+	},
+	{
+		name: "an agent is not believed while the node beats", file: "internal/fencing/agent.go",
+		code: `		case a.Beats(n):`, without: `		case false:`,
+		pkg: "./internal/fencing", test: "TestAgentIsContradicted",
+	},
+	{
+		name: "an agent's exit code alone is no proof", file: "internal/fencing/agent.go",
+		code: `		if power == PowerOff {
+			if err`, without: `		if power == PowerOff || offErr == nil {
+			if err`,
+		pkg: "./internal/fencing", test: "Test.*",
+	},
+	{
+		name: "an order is answered by its serial", file: "internal/node/orders.go",
+		code: ` && o.Serial > mem.Serial`, without: ``,
+		pkg: "./internal/node", test: "Order|Obey|Serial",
+	},
+	{
+		name: "quiesce: the gate's holders are waited for before anything is stopped", file: "internal/node/recover.go",
+		code: `	err := n.Gate.Close(qctx)
+	if err == nil {
+		err = n.stopAll(qctx)`, without: `	err := n.stopAll(qctx)
+	if err == nil {
+		err = n.Gate.Close(qctx)`,
+		pkg: "./internal/node", test: "TestQuiesce",
+	},
+	{
+		name: "quiesce: no answer while the hypervisor has a job queued", file: "internal/node/recover.go",
+		code: `	if err := n.Hypervisor.Barrier(ctx); err != nil {
+		return err
+	}
+	ves, err := n.Hypervisor.List(ctx)
+	if err != nil {
+		return err
+	}
+	ours, blind`, without: `	ves, err := n.Hypervisor.List(ctx)
+	if err != nil {
+		return err
+	}
+	ours, blind`,
+		pkg: "./internal/node", test: "TestQuiesce",
+	},
+	{
+		name: "quiesce: the gate stays closed across a restart", file: "internal/node/recover.go",
+		code: `	if err := n.State.update(func(m *memory) { m.Closed = max(m.Closed, inc) }); err != nil {`, without: `	if err := error(nil); err != nil {`,
+		pkg: "./internal/node", test: "TestQuiesce",
+	},
+	{
+		name: "a node whose repository was taken over stops everything", file: "internal/node/node.go",
+		code: `errors.Is(err, cluster.ErrSealed) && !n.hasLeft()`, without: `false && !n.hasLeft()`,
+		pkg: "./internal/node", test: "TestAnActiveNodeWhoseRepositoryIsGone",
+	},
+	{
+		name: "two machines with one host id: the second keeps out", file: "internal/node/recover.go",
+		code: `	if err := n.Heart.Foreign(); err != nil {
+		return rec, a, fmt.Errorf("duplicate-host-id: %w", err)
+	}`, without: ``,
+		pkg: "./internal/node", test: "Test.*",
+	},
+	{
+		name: "a node that quiesced says no goodbye", file: "internal/node/stop.go",
+		code: `n.State.quiesced() && l != nil`, without: `false && l != nil`,
+		pkg: "./internal/node", test: "TestRetireAndTheWatchdog",
+	},
+	{
+		name: "admission waits while a failover is not sealed", file: "internal/membership/admission.go",
+		code: `		if !f.Value.Phase.Sealed() && f.Value.Phase != cluster.PhaseWithdrawn {
+			return 0, fmt.Errorf`, without: `		if false {
+			return 0, fmt.Errorf`,
+		pkg: "./internal/membership", test: "Admi|Race",
+	},
+	{
+		name: "the alive key is taken over only from the own former lease", file: "internal/membership/admission.go",
+		code: `kv.Lease != a.Lease && (a.Former == 0 || kv.Lease != a.Former)`, without: `false`,
+		pkg: "./internal/membership", test: "Test.*",
+	},
+	{
+		name: "a master's writes compare its term", file: "internal/etcd/txn.go",
+		code: `clientv3.Compare(clientv3.CreateRevision(term.Key), "=", int64(term.Epoch))`, without: `clientv3.Compare(clientv3.CreateRevision(term.Key), ">", -1)`,
+		pkg: "./internal/etcd", test: "Test.*",
+	},
+	{
+		name: "a lease is valid from the sending of its renewal", file: "internal/election/lease.go",
+		code: `	l.validUntil = max(l.validUntil, sent.Add(l.timing.Lease-l.timing.Margin))`, without: `	l.validUntil = max(l.validUntil, boottime.Now().Add(l.timing.Lease-l.timing.Margin))`,
+		pkg: "./internal/election", test: "Test.*",
+	},
+	{
+		name: "a pool directory's name is taken for ever", file: "internal/resources/ownership.go",
+		code: `		if there, err := exists(to); err != nil || there {`, without: `		if there, err := false, error(nil); err != nil || there {`,
+		pkg: "./internal/resources", test: "Seal",
+	},
+	{
+		name: "a late seal is undone", file: "internal/resources/ownership.go",
+		code: `	if present && inc == id.Incarnation {
+		return nil
+	}
+	if !present {`, without: `	if present {
+		return nil
+	}
+	if !present {`,
+		pkg: "./internal/resources", test: "Seal",
+	},
+	{
+		name: "a rename that failed is found out about by looking", file: "internal/resources/fsops.go",
+		code: `	case at:
+		return nil
+	}`, without: `	case at:
+		return rerr
+	}`,
+		pkg: "./internal/resources", test: "Lie|Rename",
+	},
+	{
+		name: "a name that is taken here is not overwritten by a claim", file: "internal/resources/ownership.go",
+		code: `	taken, err := exists(filepath.Join(own, string(name)))`, without: `	taken, err := false, error(nil)`,
+		pkg: "./internal/resources", test: "Claim",
+	},
+	{
+		name: "contact needs the file system of the cluster", file: "internal/resources/slots.go",
+		code: `if st.Dev != wantDev`, without: `if false && st.Dev != wantDev`,
+		pkg: "./internal/resources", test: "Test.*",
+	},
+	{
+		name: "nothing is started while the lease is not valid", file: "internal/agent/start.go",
+		code: `	defer release()
+	if !r.Valid() {
+		return "", false, errClosed
+	}
+	if j.action != nil`, without: `	defer release()
+	if j.action != nil`,
+		pkg: "./internal/agent", test: "Test.*",
+	},
+	{
+		name: "nothing is started whose action was withdrawn", file: "internal/agent/start.go",
+		code: `j.action != nil && !r.Inbox.Has(j.action.Value)`, without: `false`,
+		pkg: "./internal/agent", test: "Test.*",
+	},
+	{
+		name: "an action of an older admission is not carried out", file: "internal/agent/intake.go",
+		code: `		case e.Value.Inc != r.Incarnation:
+			r.supersede(e)`, without: `		case false:
+			r.supersede(e)`,
+		pkg: "./internal/agent", test: "Test.*",
+	},
+	{
+		name: "a start of unknown outcome is stopped by force", file: "internal/agent/start.go",
+		code: `			if started {
+				// The outcome`, without: `			if false {
+				// The outcome`,
+		pkg: "./internal/agent", test: "Test.*",
+	},
+	{
+		name: "trouble of the storage makes nothing broken", file: "internal/agent/start.go",
+		code: `		case errors.Is(err, cluster.ErrHold), errors.Is(err, cluster.ErrSealed), errors.Is(err, errClosed):`, without: `		case errors.Is(err, cluster.ErrSealed), errors.Is(err, errClosed):`,
+		pkg: "./internal/agent", test: "Test.*",
+	},
+	{
+		name: "storage fencing: the answer is for this very failover", file: "internal/fencing/storage.go",
+		code: `	return err == nil && got == want, err`, without: `	return err == nil && got.State == want.State, err`,
+		pkg: "./internal/fencing", test: "TestStorage",
+	},
+}
