@@ -133,6 +133,7 @@ type watched struct {
 
 func TestTheWatchdogUnderTheUnit(t *testing.T) {
 	needSystemd(t)
+	t.Parallel() // what takes long here is waiting
 	dog, furnish := withWatchdog(t)
 	// All time-outs are the defaults, and so are their distances to those of the unit.
 	s := newSiteWith(t, "dog", func(s *site) {
@@ -311,6 +312,7 @@ func (w *watched) hostIsShutDown() {
 
 func TestTheWatchdogBitesWhoHangs(t *testing.T) {
 	needSystemd(t)
+	t.Parallel() // what takes long here is waiting
 	dog, furnish := withWatchdog(t)
 	s := newSiteWith(t, "bite", func(s *site) {
 		furnish(s)
