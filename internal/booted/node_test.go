@@ -106,8 +106,8 @@ func (s *site) install() {
 	agent := fmt.Sprintf(fenceAgent, s.box.PowerFile(), s.box.Switch())
 	must(s.t, os.WriteFile(filepath.Join(s.dir, "fence_box"), []byte(agent), 0o755))
 	must(s.t, os.WriteFile(filepath.Join(s.fenceDir(), "node1.conf"), []byte("agent="+filepath.Join(s.dir, "fence_box")+"\n"), 0o600))
-	// node2 has no watchdog, and no way to reset the machine that the test runs on.
-	peer := s.conf(node2, 2, "STATE_DIR="+filepath.Join(s.dir, "state"), "RUN_DIR="+filepath.Join(s.dir, "run"), "WATCHDOG_DEVICE="+filepath.Join(s.dir, "none"), "RESET_COMMAND=true")
+	// node2 has no watchdog; its reset must never be that of the machine the test runs on.
+	peer := s.conf(node2, 2, "STATE_DIR="+filepath.Join(s.dir, "state"), "RUN_DIR="+filepath.Join(s.dir, "run"), "WATCHDOG_DEVICE="+filepath.Join(s.dir, "none"), "RESET_COMMAND=kill -KILL $PPID")
 	must(s.t, os.WriteFile(s.peerConf(), []byte(peer), 0o600))
 }
 
