@@ -6,7 +6,7 @@ DESTDIR ?=
 MINUTES ?= 5
 SEED    ?= 0
 
-.PHONY: all build demo test lint unit e2e fuzz bench soak install clean
+.PHONY: all build demo test lint unit e2e fuzz bench soak model model-quick install clean
 
 all: build
 
@@ -50,6 +50,13 @@ bench:
 # Random faults: make soak MINUTES=60 SEED=42 (0 takes a seed of its own, and prints it).
 soak:
 	SHAMAN_SOAK_MINUTES=$(MINUTES) SHAMAN_SOAK_SEED=$(SEED) go test -count=1 -timeout 0 -run '^TestSoak$$' -v ./internal/lab
+
+# The failover protocol in every order of its steps; needs spin. See model/README.md.
+model:
+	model/run
+
+model-quick:
+	model/run quick
 
 install: build
 	install -D -t $(DESTDIR)$(PREFIX)/bin bin/shaman bin/shaman-monitor

@@ -112,10 +112,12 @@ type Opening struct {
 }
 
 // Swap is one change of the set of actions: Old, as it was read, gives way to
-// New. Either may be nil.
+// New. Either may be nil. With NodeMod the record of Old's node has to be as it was
+// read, too.
 type Swap struct {
-	Old *Versioned[Action]
-	New *Action
+	Old     *Versioned[Action]
+	New     *Action
+	NodeMod int64
 }
 
 // Admission is what a node brings to be admitted.

@@ -341,7 +341,7 @@ func decode(data []byte, into any) error { return json.Unmarshal(data, into) }
 var errTimeout = errors.New("waited in vain")
 
 // patience is far beyond what a loaded machine needs.
-const patience = 60 * time.Second
+const patience = 3 * time.Minute
 
 func wait(what string, f func() bool) error {
 	for end := time.Now().Add(patience); !f(); time.Sleep(10 * time.Millisecond) {

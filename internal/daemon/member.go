@@ -150,7 +150,7 @@ func (m *member) build() (err error) {
 	*m.engine = failover.Engine{
 		Self: m.host, Nodes: m.members.Nodes, Alive: m.members.Alive, Recovering: m.members.Recovering,
 		Failovers: m.ledger.Failovers, Actions: dispatch.Written{Ledger: m.ledger}, Confirms: m.ledger.Confirms, Brake: m.publishedBrake,
-		Ledger: m.ledger, Mount: m.store, Methods: m.methods(), Pulses: m.pulses, Settings: m.engineSettings,
+		Ledger: m.ledger, Mount: m.store, Methods: m.methods, Pulses: m.pulses, Settings: m.engineSettings,
 		Place: m.place, ValidSince: m.validSince, Valid: m.leaseValid, NewID: dispatch.NewID, At: m.At, Event: m.events.Add,
 		Log: log.Named("failover"), Metrics: failover.NewMetrics(reg),
 	}
@@ -429,6 +429,9 @@ func (m *member) publishedBrake() *cluster.Brake {
 	return &e.Value
 }
 
+func (m *member) beats(n cluster.NodeID) bool  { return m.pulses.Of(n) == failover.PulseBeats }
+func (m *member) silent(n cluster.NodeID) bool { return m.pulses.Of(n) == failover.PulseSilent }
+
 func (m *member) methods() []failover.Method {
 	// rebooted and manual need nobody to run them: the engine sees them in etcd.
 	known := map[string]failover.Method{
@@ -438,10 +441,10 @@ func (m *member) methods() []failover.Method {
 		},
 		"watchdog": &fencing.Watchdog{
 			Silence: m.pulses.Silence, Timing: m.timing, TrustVirtual: func() bool { return m.settings.Load().WatchdogTrustVirtual },
-			Beats:         func(n cluster.NodeID) bool { return m.pulses.Of(n) == failover.PulseBeats },
+			Beats:         m.beats,
 			NotApplicable: failover.ErrNotApplicable,
 		},
-		"agent": &fencing.Agent{Dir: m.Local.FenceDir, NotApplicable: failover.ErrNotApplicable},
+		"agent": &fencing.Agent{Dir: m.Local.FenceDir, NotApplicable: failover.ErrNotApplicable, Silent: m.silent, Beats: m.beats, Timing: m.timing},
 	}
 	var out []failover.Method
 	for _, word := range m.settings.Load().FenceMethods {

@@ -118,6 +118,17 @@ func (l *Ledger) Update(ctx context.Context, term cluster.Term, was etcd.Entry[c
 	return nil
 }
 
+// Wanted tells whether a failover still stands and this term is the master's, by
+// etcd's own word of this moment. It returns etcd.ErrConflict if not.
+func (l *Ledger) Wanted(ctx context.Context, term cluster.Term, id cluster.FailoverID, serial int64) error {
+	key := l.keys.Failover(id)
+	stands := clientv3.Compare(clientv3.CreateRevision(key), "=", serial)
+	if _, err := etcd.CommitAs(ctx, l.client, term, []clientv3.Cmp{stands}, []clientv3.Op{clientv3.OpGet(key, clientv3.WithKeysOnly())}); err != nil {
+		return fmt.Errorf("make sure that failover %s still stands: %w", id, err)
+	}
+	return nil
+}
+
 // Withdraw ends a failover that has no proof, since its node is back: in one
 // transaction it is deleted and archived. It returns etcd.ErrConflict if the
 // failover or the node's word changed meanwhile.
@@ -149,6 +160,9 @@ func (l *Ledger) swap(s cluster.Swap) ([]clientv3.Cmp, []clientv3.Op, error) {
 	if s.Old != nil {
 		oldKey = l.keys.Action(s.Old.Value)
 		cmps = append(cmps, etcd.Unchanged(oldKey, s.Old.Mod))
+		if s.NodeMod != 0 {
+			cmps = append(cmps, etcd.Unchanged(l.keys.Node(s.Old.Value.Node), s.NodeMod))
+		}
 	}
 	if s.New == nil {
 		return cmps, append(ops, clientv3.OpDelete(oldKey)), nil
@@ -238,6 +252,9 @@ func inBatches(swaps []cluster.Swap) [][]cluster.Swap {
 			to = s.New.Node
 		default:
 			to, weight = s.New.Node, 2
+		}
+		if s.NodeMod != 0 {
+			weight++
 		}
 		b, ok := filling[to]
 		if !ok || b.weight+weight > etcd.MaxOps {

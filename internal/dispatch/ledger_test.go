@@ -110,6 +110,31 @@ func TestWithdraw(t *testing.T) {
 	}
 }
 
+func TestWanted(t *testing.T) {
+	for name, c := range map[string]struct {
+		given func(l *lab, key string)
+		want  error
+	}{
+		"it stands":                          {func(*lab, string) {}, nil},
+		"it has changed, and stands":         {func(l *lab, key string) { l.put(key, cluster.Failover{Node: n1, Inc: 3, Reason: "x"}) }, nil},
+		"it was withdrawn":                   {func(l *lab, key string) { l.remove(key) }, etcd.ErrConflict},
+		"it was withdrawn, and another open": {func(l *lab, key string) { l.remove(key); l.put(key, cluster.Failover{Node: n1, Inc: 3}) }, etcd.ErrConflict},
+		"this master was replaced":           {func(l *lab, _ string) { l.remove(l.term.Key) }, etcd.ErrConflict},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t)
+			f := cluster.Failover{V: 1, Node: n1, Inc: 3, Phase: cluster.PhaseFencing}
+			key := l.keys.Failover(f.ID())
+			l.put(key, f)
+			was, _ := entry[cluster.Failover](l, key)
+			c.given(l, key)
+			if err := l.ledger.Wanted(t.Context(), l.term, f.ID(), was.Create); (err == nil) != (c.want == nil) {
+				t.Errorf("Wanted: %v, want %v", err, c.want)
+			}
+		})
+	}
+}
+
 func TestForgetLeavesWhatChanged(t *testing.T) {
 	l := newLab(t)
 	var read []etcd.Entry[cluster.Failover]

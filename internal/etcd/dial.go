@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 )
 
@@ -45,8 +47,7 @@ const (
 
 // Dial prepares a client. It does not wait for etcd: the first request does.
 // With a user name it does wait, since the client asks for its token at once.
-// Certificates are read from disk at each handshake, so that they can be
-// replaced under a running daemon.
+// Certificates are read from disk at each handshake.
 func Dial(o Options) (*clientv3.Client, error) {
 	cfg := clientv3.Config{
 		Endpoints:            o.Endpoints,
@@ -74,7 +75,8 @@ func Dial(o Options) (*clientv3.Client, error) {
 		if err != nil {
 			return nil, err
 		}
-		cfg.TLS = t
+		cfg.TLS = t // tells the client that there is TLS; the handshakes are those of freshTLS
+		cfg.DialOptions = append(cfg.DialOptions, grpc.WithTransportCredentials(freshTLS{o, credentials.NewTLS(t)}))
 	}
 	cl, err := clientv3.New(cfg)
 	if err != nil {
@@ -103,19 +105,35 @@ func tlsConfig(o Options) (*tls.Config, error) {
 		}
 	}
 	if o.Cert != "" {
-		load := func() (*tls.Certificate, error) {
-			c, err := tls.LoadX509KeyPair(o.Cert, o.Key)
-			if err != nil {
-				return nil, fmt.Errorf("load ETCD_CERT and ETCD_KEY: %w", err)
-			}
-			return &c, nil
+		c, err := tls.LoadX509KeyPair(o.Cert, o.Key)
+		if err != nil {
+			return nil, fmt.Errorf("load ETCD_CERT and ETCD_KEY: %w", err)
 		}
-		if _, err := load(); err != nil {
-			return nil, err
-		}
-		t.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
+		t.Certificates = []tls.Certificate{c}
 	}
 	return t, nil
+}
+
+// freshTLS reads all certificates anew for each handshake, those that etcd's own
+// must be signed by too: they are replaced under a running daemon, one after the
+// other.
+type freshTLS struct {
+	o Options
+	credentials.TransportCredentials
+}
+
+// ClientHandshake is that of the certificates of this moment.
+func (f freshTLS) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	t, err := tlsConfig(f.o)
+	if err != nil {
+		return nil, nil, err
+	}
+	return credentials.NewTLS(t).ClientHandshake(ctx, authority, conn)
+}
+
+// Clone is for each connection.
+func (f freshTLS) Clone() credentials.TransportCredentials {
+	return freshTLS{f.o, f.TransportCredentials.Clone()}
 }
 
 // Explain turns an etcd error into what an operator can act on. The cause stays

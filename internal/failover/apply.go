@@ -19,7 +19,14 @@ func (m *term) apply(ctx context.Context, o Observation, s Step) error {
 		m.prover.start(ctx, cluster.FenceTarget{
 			Node: s.Failover.Node, Name: o.name(s.Failover.Node), Failover: s.Failover, Serial: s.Was.Create,
 			Watchdog: o.Nodes[s.Failover.Node].Value.Watchdog, LostFor: o.lostFor(s.Failover.Node),
-		}, s.Delay, func() error { return m.mayAct(ctx) })
+		}, s.Delay, func() error {
+			if err := m.mayAct(ctx); err != nil {
+				return err
+			}
+			// By etcd's own word: the copy that was decided upon may be old, and what is
+			// asked here cuts the power of a node that may be back.
+			return m.Ledger.Wanted(ctx, m.Term, s.Failover, s.Was.Create)
+		})
 		return nil
 	case ActOpen:
 		if err := m.mark(ctx, m.Term); err != nil {
@@ -35,6 +42,11 @@ func (m *term) apply(ctx context.Context, o Observation, s Step) error {
 		return err
 	case ActWithdraw:
 		m.prover.end(s.Failover) // first: a method that goes on would cut the power of a node that is back
+		// An etcd that is put back to before this must not pass for the present one: the
+		// failover would be open again, and an answer to it may lie in the node's slot.
+		if err := m.mark(ctx, m.Term); err != nil {
+			return err
+		}
 		err := m.Ledger.Withdraw(ctx, m.Term, s.Was, s.Now, s.Mod)
 		if err == nil {
 			log.Info("failover withdrawn", zap.String("reason", s.Reason))

@@ -223,12 +223,20 @@ func decideUnsealed(o *Observation, f cluster.Versioned[cluster.Failover], brake
 	}
 	var steps []Step
 	why, stuck := o.Stuck[id]
-	if id.Node == o.Self && (!rg.Value.Quiesced || len(o.Alive) == 0) {
-		// The only node left may be the one that came back: it must not switch itself
-		// off, unless nothing runs on it and there is another one to go on.
-		why, stuck = "it is the master's own, which does not cut its own power; stop shaman-monitor on it, and the next master goes on", true
+	const itsOwn = "it is the master's own, which does not cut its own power; stop shaman-monitor on it, and the next master goes on"
+	if id.Node == o.Self && !rg.Value.Quiesced {
+		why, stuck = itsOwn, true
 	} else {
-		steps = append(steps, Step{Do: ActFence, Failover: id, Was: f, Reason: f.Value.Reason, Delay: agentDelay(o, id)})
+		delay := agentDelay(o, id)
+		if id.Node == o.Self && len(o.Alive) == 0 {
+			// The only node left may be the one that came back. It must not switch itself
+			// off, but its answer to an order counts: nothing runs here.
+			delay = holdAgents
+			if opened, seen := o.OpenSince[id]; after(o.Now, opened, seen, o.StopBudget+o.Timing.Silence()) {
+				why, stuck = itsOwn, true
+			}
+		}
+		steps = append(steps, Step{Do: ActFence, Failover: id, Was: f, Reason: f.Value.Reason, Delay: delay})
 	}
 	phase, reason, command := cluster.PhaseFencing, f.Value.Reason, ""
 	if stuck {
@@ -250,6 +258,10 @@ func decideUnsealed(o *Observation, f cluster.Versioned[cluster.Failover], brake
 		n.Phase, n.Command, n.Liveness = phase, command, live
 	})...)
 }
+
+// holdAgents is the delay of agents that are not to run at all; it begins anew in
+// each round.
+const holdAgents = 24 * time.Hour
 
 // agentDelay keeps agents from cutting a node in the middle of its own quiesce.
 // It holds while the node may live: its heartbeat goes on, or has not been

@@ -197,7 +197,13 @@ func (b *actionBoard) alive(a cluster.Action) bool {
 }
 
 func (b *actionBoard) swap(old *cluster.Versioned[cluster.Action], next *cluster.Action) {
-	b.swaps = append(b.swaps, cluster.Swap{Old: old, New: next})
+	s := cluster.Swap{Old: old, New: next}
+	if old != nil && old.Value.State == cluster.ActionClaimed && !b.over(old.Value) {
+		// Marked by a node that has stopped since: only while it stays so. One that is
+		// admitted again may still carry it out.
+		s.NodeMod = b.o.Nodes[old.Value.Node].Mod
+	}
+	b.swaps = append(b.swaps, s)
 }
 
 // followUp decides about one action by itself; those for resources that lie in
@@ -433,7 +439,10 @@ func (b *actionBoard) replaceable(a cluster.Versioned[cluster.Action]) bool {
 	case cluster.ActionDone:
 		return v.Outcome == cluster.OutcomeSuperseded || v.Outcome == cluster.OutcomeGone || v.Outcome == cluster.OutcomeRefused
 	case cluster.ActionClaimed:
-		return b.over(v)
+		// One whose node has stopped on purpose between its mark and its rename would
+		// lie in the pool for as long as that node stays away.
+		_, alive := b.o.Alive[v.Node]
+		return b.over(v) || !alive && b.o.Nodes[v.Node].Value.Stopped != cluster.NotStopped
 	case cluster.ActionNew:
 	}
 	if !b.alive(v) {

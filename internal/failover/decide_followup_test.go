@@ -21,6 +21,7 @@ func TestDecideReplacesOnlyWhatCannotBeClaimed(t *testing.T) {
 			want: append([]string{"fence n3.1 after 0s"}, again...)},
 		{name: "a marked one stays when a failover of its node is open", o: given(here, take(node3, node2, "vm-a", claimed), lost(node3), open(node3, cluster.PhaseFencing)), want: []string{"fence n3.1 after 0s"}},
 		{name: "a marked one stays when its node is proven and not sealed", o: given(here, take(node3, node2, "vm-a", claimed), lost(node3), open(node3, cluster.PhaseSealing, proven)), want: []string{"seal n3.1"}},
+		{name: "a marked one is placed anew when its node was stopped on purpose", o: given(here, take(node3, node2, "vm-a", claimed), lost(node3), record(node3, func(r *cluster.NodeRecord) { r.Stopped = cluster.StopInactive })), want: again},
 		{name: "a marked one is placed anew when its node is sealed", o: given(here, take(node3, node2, "vm-a", claimed), sealed(node3), open(node3, cluster.PhaseDone, proven)), want: again},
 		{name: "a new one for an older admission is placed anew", o: given(here, take(node3, node2, "vm-a"), alive(node3, func(a *cluster.AliveRecord) { a.Incarnation = 2 })), want: again},
 		{name: "one that was answered superseded", o: given(here, take(node3, node2, "vm-a", done(cluster.OutcomeSuperseded))), want: again},

@@ -41,7 +41,7 @@ func TestDecideWaitsForNobodyWhoDoesNotComeBack(t *testing.T) {
 		{name: "a new action for a node whose daemon was stopped", o: given(here, take(node3, node2, "vm-a"), inactive), want: again},
 		{name: "a new action from far in the future: the master's clock was set back", o: given(here, take(node3, node2, "vm-a", func(a *cluster.Action) { a.CreatedAt = stamp(-time.Hour) })), want: again},
 		{name: "clocks of two masters that differ a little", o: given(here, take(node3, node2, "vm-a", func(a *cluster.Action) { a.CreatedAt = stamp(-time.Second) }))},
-		{name: "a marked one for such a node stays: its rename may be under way", o: given(here, take(node3, node2, "vm-a", claimed), inactive)},
+		{name: "a marked one for such a node: its rename may be under way, and one rename wins", o: given(here, take(node3, node2, "vm-a", claimed), inactive), want: again},
 	})
 }
 
@@ -69,7 +69,7 @@ func TestWithdrawingEndsTheMethodsFirst(t *testing.T) {
 		return nil
 	}}
 	e := engineOf(o, d)
-	e.Methods = []Method{slow}
+	e.Methods = these(slow)
 	m := e.newTerm(term7)
 	f := o.Failovers[of(node2, 1)]
 	if err := m.apply(t.Context(), o, Step{Do: ActFence, Failover: of(node2, 1), Was: f}); err != nil {
@@ -79,7 +79,7 @@ func TestWithdrawingEndsTheMethodsFirst(t *testing.T) {
 	if err := m.apply(t.Context(), o, Step{Do: ActWithdraw, Failover: of(node2, 1), Was: f, Now: f.Value}); err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff([]string{"withdraw n2"}, d.calls()); d != "" || !over {
+	if d := cmp.Diff([]string{"marks", "check mark of 1", "mark etcd [id old]", "mark the mount id", "withdraw n2"}, d.calls()); d != "" || !over {
 		t.Errorf("methods ended before: %v; calls (-want +got):\n%s", over, d)
 	}
 	m.prover.stop()
@@ -91,4 +91,34 @@ func (methodFunc) Name() string { return "slow" }
 func (methodFunc) Gentle() bool { return true }
 func (f methodFunc) Prove(ctx context.Context, _ cluster.FenceTarget, _ func() error) (string, error) {
 	return "", f(ctx)
+}
+
+// TestWhatAStoppedNodeMarkedGivesWayOnlyWhileItIsStopped: the transaction looks, since
+// the node may be admitted again in between and carry it out.
+func TestWhatAStoppedNodeMarkedGivesWayOnlyWhileItIsStopped(t *testing.T) {
+	inactive := func(o *Observation) {
+		lost(node3)(o)
+		record(node3, func(r *cluster.NodeRecord) { r.Stopped = cluster.StopInactive })(o)
+	}
+	compared := 0
+	for name, c := range map[string]struct {
+		state change
+		want  bool
+	}{
+		"marked": {take(node3, node2, "vm-a", claimed), true},
+		"new":    {take(node3, node2, "vm-a"), false},
+	} {
+		o := given(sealed(node2, res("vm-a")), inactive, c.state)
+		for _, s := range Decide(o, first) {
+			for _, w := range s.Swaps {
+				compared++
+				if got := w.NodeMod != 0 && w.NodeMod == o.Nodes[node3].Mod; w.Old != nil && got != c.want {
+					t.Errorf("%s: the node's record is compared: %v, want %v", name, got, c.want)
+				}
+			}
+		}
+	}
+	if compared != 2 {
+		t.Errorf("%d actions gave way, want 2", compared)
+	}
 }

@@ -19,6 +19,7 @@ type Table[T any] interface {
 type Ledger interface {
 	Open(ctx context.Context, term cluster.Term, o cluster.Opening) error
 	Update(ctx context.Context, term cluster.Term, was cluster.Versioned[cluster.Failover], f cluster.Failover) error
+	Wanted(ctx context.Context, term cluster.Term, id cluster.FailoverID, serial int64) error
 	Withdraw(ctx context.Context, term cluster.Term, was cluster.Versioned[cluster.Failover], f cluster.Failover, recoveringMod int64) error
 	Apply(ctx context.Context, term cluster.Term, swaps []cluster.Swap) (int, error)
 	Marks(ctx context.Context) (cluster.Marks, error)
@@ -53,7 +54,7 @@ type Engine struct {
 
 	Ledger     Ledger
 	Mount      Mount
-	Methods    []Method
+	Methods    func() []Method // of the moment; must not block
 	Pulses     *Pulses
 	Settings   func() Settings
 	Place      Place

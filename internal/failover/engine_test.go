@@ -71,6 +71,7 @@ func (d *desk) Update(_ context.Context, _ cluster.Term, _ cluster.Versioned[clu
 	d.mu.Unlock()
 	return d.call("update %s %s", nick(f.Node), f.Phase)
 }
+func (d *desk) Wanted(context.Context, cluster.Term, cluster.FailoverID, int64) error { return nil }
 func (d *desk) Withdraw(_ context.Context, _ cluster.Term, w cluster.Versioned[cluster.Failover], _ cluster.Failover, _ int64) error {
 	return d.call("withdraw %s", nick(w.Value.Node))
 }
@@ -113,7 +114,7 @@ func (d *desk) MarkDone(context.Context, cluster.PoolID) error { return d.call("
 
 // engineOf is an engine that sees an observation's nodes through a desk.
 func engineOf(o Observation, d *desk) *Engine {
-	e := &Engine{
+	e := &Engine{Methods: these(),
 		Self: o.Self, Nodes: named(o.Nodes), Alive: named(o.Alive), Recovering: named(o.Recovering), Failovers: &table[cluster.Failover]{m: map[string]cluster.Versioned[cluster.Failover]{}},
 		Actions: &table[cluster.Action]{}, Confirms: &table[cluster.Confirm]{}, Brake: func() *cluster.Brake { return nil },
 		Ledger: d, Mount: d, Pulses: &Pulses{Timing: func() cluster.Timing { return quick }}, Settings: func() Settings { return o.Settings },

@@ -42,7 +42,7 @@ const (
 
 // prover runs all methods for all open failovers of one mastership.
 type prover struct {
-	methods []Method
+	methods func() []Method // asked when a failover's proof begins
 	log     *zap.Logger
 	metrics *Metrics
 	hint    func()
@@ -74,11 +74,12 @@ func (p *prover) start(ctx context.Context, t cluster.FenceTarget, delay time.Du
 		return
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	run := &proving{cancel: cancel, errs: map[string]string{}, notYet: len(p.methods), begin: begin, lost: now.Add(-t.LostFor)}
+	methods := p.methods()
+	run := &proving{cancel: cancel, errs: map[string]string{}, notYet: len(methods), begin: begin, lost: now.Add(-t.LostFor)}
 	p.runs[t.Failover] = run
 	before := make(chan struct{})
 	close(before)
-	for i, m := range p.methods {
+	for i, m := range methods {
 		answered := make(chan struct{})
 		turn := before
 		before = answered

@@ -46,10 +46,11 @@ func proving2(t *testing.T, ms ...*method) (*prover, cluster.FailoverID, map[clu
 	t.Helper()
 	before := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, before) })
-	p := &prover{log: zap.NewNop(), metrics: NewMetrics(prometheus.NewRegistry()), hint: func() {}, runs: map[cluster.FailoverID]*proving{}}
+	var all []Method
 	for _, m := range ms {
-		p.methods = append(p.methods, m)
+		all = append(all, m)
 	}
+	p := &prover{methods: these(all...), log: zap.NewNop(), metrics: NewMetrics(prometheus.NewRegistry()), hint: func() {}, runs: map[cluster.FailoverID]*proving{}}
 	t.Cleanup(p.stop)
 	id := of(node2, 1)
 	p.start(t.Context(), cluster.FenceTarget{Node: node2, Name: "n2", Failover: id}, 0, func() error { return nil })
@@ -132,7 +133,7 @@ func TestItIsStuckAtOnceWithoutMethods(t *testing.T) {
 
 func TestNoProofCountsPastTheMastership(t *testing.T) {
 	a := newMethod("a")
-	p := &prover{methods: []Method{a}, log: zap.NewNop(), metrics: NewMetrics(prometheus.NewRegistry()), hint: func() {}, runs: map[cluster.FailoverID]*proving{}}
+	p := &prover{methods: these(a), log: zap.NewNop(), metrics: NewMetrics(prometheus.NewRegistry()), hint: func() {}, runs: map[cluster.FailoverID]*proving{}}
 	ctx, cancel := context.WithCancel(t.Context())
 	p.start(ctx, cluster.FenceTarget{Node: node2, Name: "n2", Failover: of(node2, 1)}, 0, func() error { return context.Cause(ctx) })
 	<-a.asked
@@ -175,7 +176,7 @@ func TestMethodsEndWithTheirFailoverAndBeginAnewWithTheNext(t *testing.T) {
 func TestOnlyGentleMethodsRunBeforeTheDelayHasPassed(t *testing.T) {
 	gentle, harsh := newMethod("gentle"), newMethod("harsh")
 	gentle.gentle = true
-	p := &prover{methods: []Method{gentle, harsh}, log: zap.NewNop(), metrics: NewMetrics(prometheus.NewRegistry()), hint: func() {}, runs: map[cluster.FailoverID]*proving{}}
+	p := &prover{methods: these(gentle, harsh), log: zap.NewNop(), metrics: NewMetrics(prometheus.NewRegistry()), hint: func() {}, runs: map[cluster.FailoverID]*proving{}}
 	t.Cleanup(p.stop)
 	target := cluster.FenceTarget{Node: node2, Name: "n2", Failover: of(node2, 1)}
 	allowed := func() error { return nil }
@@ -235,3 +236,6 @@ func TestMethodsRunOnlyWhileAProofIsWanted(t *testing.T) {
 		})
 	}
 }
+
+// these are the methods of all times.
+func these(ms ...Method) func() []Method { return func() []Method { return ms } }

@@ -114,7 +114,7 @@ func (w *world) elect(n cluster.NodeID) {
 		w.former = append(w.former, w.master)
 	}
 	w.epoch++
-	e := &Engine{
+	e := &Engine{Methods: these(),
 		Self: n, Nodes: tableOf(w.nodes), Alive: tableOf(w.alive), Recovering: tableOf(w.recovering), Failovers: poolTable(w.failovers),
 		Confirms: poolTable(w.confirms), Actions: &table[cluster.Action]{m: w.actions}, Brake: func() *cluster.Brake { return w.brake },
 		Ledger: ledger{w}, Mount: mount{w}, Pulses: &Pulses{Timing: func() cluster.Timing { return quick }}, Settings: func() Settings { return w.settings },
@@ -193,6 +193,16 @@ func (l ledger) Update(_ context.Context, t cluster.Term, was cluster.Versioned[
 		w.t.Fatalf("failover %s counts as sealed, with proof %q and the pool directory there: %v", id, f.Proof, w.pools[id] != nil)
 	}
 	w.failovers[id] = cluster.Versioned[cluster.Failover]{Value: f, Mod: w.next(), Create: now.Create}
+	return nil
+}
+
+func (l ledger) Wanted(_ context.Context, t cluster.Term, id cluster.FailoverID, serial int64) error {
+	if err := l.guard(t); err != nil {
+		return err
+	}
+	if l.w.failovers[id].Create != serial {
+		return cluster.ErrConflict
+	}
 	return nil
 }
 

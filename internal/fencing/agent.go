@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/shaman-ha/shaman/internal/boottime"
 	"github.com/shaman-ha/shaman/internal/cluster"
 )
 
@@ -48,6 +49,11 @@ type Agent struct {
 	Timeout time.Duration // of one whole proof; 0 = Deadline
 	// NotApplicable is what Prove wraps for a node without configuration.
 	NotApplicable error
+	// Silent and Beats tell whether a node that is said to be off still beats; neither
+	// holds while its heartbeat cannot be judged. nil = nobody can tell. They must not
+	// block.
+	Silent, Beats func(cluster.NodeID) bool
+	Timing        func() cluster.Timing
 }
 
 // Name is the word in FENCE_METHODS.
@@ -91,6 +97,9 @@ func (a *Agent) Prove(ctx context.Context, t cluster.FenceTarget, check func() e
 		}
 		power, err := c.Status(ctx, name)
 		if power == PowerOff {
+			if err := a.contradicted(ctx, node); err != nil {
+				return "", fmt.Errorf("%s: off, then status says off, and %w", c.Agent, err)
+			}
 			return fmt.Sprintf("%s: off, then status says off, in %s", c.Agent, time.Since(begin).Round(time.Millisecond)), nil
 		}
 		last = errors.Join(offErr, err)
@@ -104,6 +113,34 @@ func (a *Agent) Prove(ctx context.Context, t cluster.FenceTarget, check func() e
 		}
 	}
 }
+
+// contradicted returns an error if the node goes on beating after its agent has
+// said that it is off: the agent switches another machine, or lies. A node that is
+// silent, as one that crashed has been for long, contradicts nothing, and neither
+// does one whose heartbeat cannot be read.
+func (a *Agent) contradicted(ctx context.Context, n cluster.NodeID) error {
+	if a.Silent == nil {
+		return nil
+	}
+	off, t := boottime.Now(), a.Timing()
+	for {
+		switch {
+		case a.Silent(n):
+			return nil
+		case boottime.Since(off) <= contradictions*t.Silence():
+		case a.Beats(n):
+			return errors.New("its heartbeat goes on: the agent switches another machine. Correct its file; 'shaman fence test' shows what it says")
+		default:
+			return nil
+		}
+		if err := boottime.WaitUntil(ctx, boottime.Now().Add(t.Heartbeat/2)); err != nil {
+			return err
+		}
+	}
+}
+
+// contradictions is for how many times the time of a silence a heartbeat may go on.
+const contradictions = 3
 
 // Status asks whether the node is on. It changes nothing.
 func (c Config) Status(ctx context.Context, name string) (Power, error) {

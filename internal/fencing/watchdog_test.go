@@ -13,9 +13,14 @@ import (
 
 var errNot = errors.New("not applicable")
 
-// quiet is a node whose heartbeat has been silent since a moment, by reads that go on.
-func quiet(since boottime.Time) func(cluster.NodeID) (boottime.Time, boottime.Time, bool) {
-	return func(cluster.NodeID) (boottime.Time, boottime.Time, bool) { return since, boottime.Now(), true }
+type silence = func(cluster.NodeID) (from, to boottime.Time, ok bool)
+
+// quiet is a node whose heartbeat has been silent for a while, by reads that go on.
+func quiet(long time.Duration) func() silence {
+	return func() silence {
+		since := boottime.Now().Add(-long)
+		return func(cluster.NodeID) (from, to boottime.Time, ok bool) { return since, boottime.Now(), true }
+	}
 }
 
 func TestWatchdogProves(t *testing.T) {
@@ -25,11 +30,19 @@ func TestWatchdogProves(t *testing.T) {
 	ago := func(d time.Duration) boottime.Time { return boottime.Now().Add(-d) }
 	virtual := wd
 	virtual.Virtual = true
+	blind := func() silence {
+		return func(cluster.NodeID) (from, to boottime.Time, ok bool) { return 0, 0, false }
+	}
+	quietLongAgo := func() silence {
+		return func(cluster.NodeID) (from, to boottime.Time, ok bool) {
+			return ago(time.Hour), ago(time.Hour - time.Second), true
+		}
+	}
 	const soon = 300 * time.Millisecond
 	type fact struct {
 		wd      cluster.Watchdog
 		lost    time.Duration
-		silence func(cluster.NodeID) (boottime.Time, boottime.Time, bool)
+		silence func() silence
 		beats   bool
 		trust   bool
 	}
@@ -38,22 +51,20 @@ func TestWatchdogProves(t *testing.T) {
 		waits bool   // not before some time has passed
 		err   string // "" = proven
 	}{
-		"silent for long enough on both channels":  {fact: fact{wd: wd, lost: need, silence: quiet(ago(need))}},
-		"the lease ended later than the heartbeat": {fact: fact{wd: wd, lost: need - soon, silence: quiet(ago(time.Hour))}, waits: true},
-		"the heartbeat ended later than the lease": {fact: fact{wd: wd, lost: time.Hour, silence: quiet(ago(need - soon))}, waits: true},
-		"no watchdog":                                     {fact: fact{lost: time.Hour, silence: quiet(0)}, err: errNot.Error()},
-		"numbers that are none":                           {fact: fact{wd: cluster.Watchdog{Armed: true}, lost: time.Hour, silence: quiet(0)}, err: errNot.Error()},
-		"a virtual machine":                               {fact: fact{wd: virtual, lost: time.Hour, silence: quiet(0)}, err: errNot.Error()},
-		"a virtual machine that is trusted":               {fact: fact{wd: virtual, trust: true, lost: time.Hour, silence: quiet(0)}},
-		"its heartbeat goes on":                           {fact: fact{wd: wd, lost: time.Hour, silence: quiet(boottime.Now()), beats: true}, err: "its heartbeat goes on"},
-		"reads fail: no silence, however long ago it was": {fact: fact{wd: wd, lost: time.Hour, silence: func(cluster.NodeID) (boottime.Time, boottime.Time, bool) { return 0, 0, false }}, err: "cannot be read"},
-		"nothing was read for long: that is no silence": {fact: fact{wd: wd, lost: time.Hour, silence: func(cluster.NodeID) (boottime.Time, boottime.Time, bool) {
-			return ago(time.Hour), ago(time.Hour - time.Second), true
-		}}, err: "context"},
+		"silent for long enough on both channels":  {fact: fact{wd: wd, lost: need, silence: quiet(need)}},
+		"the lease ended later than the heartbeat": {fact: fact{wd: wd, lost: need - soon, silence: quiet(time.Hour)}, waits: true},
+		"the heartbeat ended later than the lease": {fact: fact{wd: wd, lost: time.Hour, silence: quiet(need - soon)}, waits: true},
+		"no watchdog":                                     {fact: fact{lost: time.Hour, silence: quiet(time.Hour)}, err: errNot.Error()},
+		"numbers that are none":                           {fact: fact{wd: cluster.Watchdog{Armed: true}, lost: time.Hour, silence: quiet(time.Hour)}, err: errNot.Error()},
+		"a virtual machine":                               {fact: fact{wd: virtual, lost: time.Hour, silence: quiet(time.Hour)}, err: errNot.Error()},
+		"a virtual machine that is trusted":               {fact: fact{wd: virtual, trust: true, lost: time.Hour, silence: quiet(time.Hour)}},
+		"its heartbeat goes on":                           {fact: fact{wd: wd, lost: time.Hour, silence: quiet(0), beats: true}, err: "its heartbeat goes on"},
+		"reads fail: no silence, however long ago it was": {fact: fact{wd: wd, lost: time.Hour, silence: blind}, err: "cannot be read"},
+		"nothing was read for long: that is no silence":   {fact: fact{wd: wd, lost: time.Hour, silence: quietLongAgo}, err: "context"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			f := &Watchdog{Silence: c.silence, Beats: func(cluster.NodeID) bool { return c.beats }, Timing: func() cluster.Timing { return timing }, TrustVirtual: func() bool { return c.trust }, NotApplicable: errNot}
+			f := &Watchdog{Silence: c.silence(), Beats: func(cluster.NodeID) bool { return c.beats }, Timing: func() cluster.Timing { return timing }, TrustVirtual: func() bool { return c.trust }, NotApplicable: errNot}
 			ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
 			if c.err == "context" {
 				cancel()
@@ -77,10 +88,32 @@ func TestWatchdogProves(t *testing.T) {
 		})
 	}
 	t.Run("a replaced master proves nothing", func(t *testing.T) {
-		f := &Watchdog{Silence: quiet(0), Beats: func(cluster.NodeID) bool { return false }, Timing: func() cluster.Timing { return timing }}
+		f := &Watchdog{Silence: quiet(time.Hour)(), Beats: func(cluster.NodeID) bool { return false }, Timing: func() cluster.Timing { return timing }}
 		gone := errors.New("not master")
 		if _, err := f.Prove(t.Context(), cluster.FenceTarget{Watchdog: wd, LostFor: time.Hour}, func() error { return gone }); !errors.Is(err, gone) {
 			t.Errorf("Prove: %v", err)
 		}
 	})
+}
+
+// An agent that says off of a node which goes on beating is not believed.
+func TestAgentIsContradicted(t *testing.T) {
+	timing := cluster.NewTiming(2*time.Second, 20*time.Millisecond, 0)
+	yes, no := func(cluster.NodeID) bool { return true }, func(cluster.NodeID) bool { return false }
+	for name, c := range map[string]struct {
+		silent, beats func(cluster.NodeID) bool
+		lie           bool
+	}{
+		"it goes on":                  {silent: no, beats: yes, lie: true},
+		"it is silent":                {silent: yes, beats: no},
+		"its heartbeat is unreadable": {silent: no, beats: no},
+		"nobody watches it":           {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := &Agent{Silent: c.silent, Beats: c.beats, Timing: func() cluster.Timing { return timing }}
+			if err := a.contradicted(t.Context(), "n"); (err != nil) != c.lie {
+				t.Errorf("contradicted: %v", err)
+			}
+		})
+	}
 }

@@ -52,7 +52,10 @@ As root each node has a mount namespace with a mount of its own, which can be cu
 	each("resume", "Let a node go on that was paused", (*Lab).Resume)
 	each("heal", "Mend all cables of a node", func(l *Lab, n Node) error { return l.SetCut(n, Cut{}) })
 	each("break-fencing", "Make a node's fence agent fail", func(l *Lab, n Node) error { return l.BreakFencing(n, true) })
-	each("fix-fencing", "Make a node's fence agent work again", func(l *Lab, n Node) error { return l.BreakFencing(n, false) })
+	each("lie-fencing", "Make a node's fence agent say that it is off, and do nothing", func(l *Lab, n Node) error { return l.LieFencing(n, true) })
+	each("fix-fencing", "Make a node's fence agent work again", func(l *Lab, n Node) error {
+		return errors.Join(l.BreakFencing(n, false), l.LieFencing(n, false))
+	})
 	each("break-watchdog", "Make a node's watchdog run out without doing anything", func(l *Lab, n Node) error { return l.BreakWatchdog(n, true) })
 	each("fix-watchdog", "Make a node's watchdog work again", func(l *Lab, n Node) error { return l.BreakWatchdog(n, false) })
 	root.AddCommand(c.member("stop-etcd", "Stop an etcd member, or all", (*Lab).StopEtcd), c.member("start-etcd", "Start an etcd member, or all", (*Lab).StartEtcd),
@@ -314,8 +317,11 @@ func (c *command) pause() *cobra.Command {
 func (c *command) cutCmd() *cobra.Command {
 	var from, how string
 	cmd := &cobra.Command{Use: "cut NODE...", Short: "Cut a node from etcd, from the mount, or both", Args: cobra.MinimumNArgs(1), RunE: func(_ *cobra.Command, args []string) error {
-		if how != "error" && how != "hang" {
-			return usage{fmt.Errorf("--how %q is not allowed; want error or hang", how)}
+		switch {
+		case how == "error", how == "hang":
+		case from == "mount" && (how == "full" || how == "readonly"):
+		default:
+			return usage{fmt.Errorf("--how %q is not allowed; want error or hang, or with --from mount full or readonly", how)}
 		}
 		return c.nodes(args, func(l *Lab, n Node) error {
 			cut := l.Cuts(n)
@@ -333,7 +339,7 @@ func (c *command) cutCmd() *cobra.Command {
 		})
 	}}
 	cmd.Flags().StringVar(&from, "from", "", "etcd, mount or all")
-	cmd.Flags().StringVar(&how, "how", "error", "error or hang")
+	cmd.Flags().StringVar(&how, "how", "error", "error or hang; a mount also full or readonly")
 	return cmd
 }
 

@@ -29,6 +29,9 @@ type gatedFS struct {
 func (g *gatedFS) noted(what string, names ...string) fuse.Status {
 	s := g.gate()
 	if s == fuse.OK {
+		s = g.refuses(what == "create" || what == "mkdir" || what == "symlink")
+	}
+	if s == fuse.OK {
 		fmt.Fprintf(g.names, "%d %s %s\n", time.Now().UnixNano(), what, strings.Join(names, " "))
 	}
 	return s
@@ -67,6 +70,23 @@ func (g *gatedFS) set(how string) {
 	}
 }
 
+// refuses is what a full or read-only file system says to a change; grows tells
+// whether it needs room.
+func (g *gatedFS) refuses(grows bool) fuse.Status {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case g.how == "readonly":
+		return fuse.EROFS
+	case g.how == "full" && grows:
+		return fuse.Status(unix.ENOSPC)
+	}
+	return fuse.OK
+}
+
+// slotBytes is the size of what is overwritten in place, which needs no room.
+const slotBytes = 4096
+
 // gate lets an operation through, fails it or holds it. A held one ignores
 // interrupts, as a hard mount does.
 func (g *gatedFS) gate() fuse.Status {
@@ -75,12 +95,13 @@ func (g *gatedFS) gate() fuse.Status {
 		how, open := g.how, g.open
 		g.mu.Unlock()
 		switch how {
-		case "":
-			return fuse.OK
 		case "error":
 			return fuse.EIO
+		case "hang":
+			<-open
+		default:
+			return fuse.OK
 		}
-		<-open
 	}
 }
 
@@ -184,11 +205,17 @@ func (g *gatedFS) Write(c <-chan struct{}, i *fuse.WriteIn, d []byte) (uint32, f
 	if s := g.gate(); s != fuse.OK {
 		return 0, s
 	}
+	if s := g.refuses(i.Offset != 0 || i.Size != slotBytes); s != fuse.OK {
+		return 0, s
+	}
 	return g.RawFileSystem.Write(c, i, d)
 }
 
 func (g *gatedFS) Writev(c <-chan struct{}, i *fuse.WriteIn, d [][]byte) (uint32, fuse.Status) {
 	if s := g.gate(); s != fuse.OK {
+		return 0, s
+	}
+	if s := g.refuses(i.Offset != 0 || i.Size != slotBytes); s != fuse.OK {
 		return 0, s
 	}
 	return g.RawFileSystem.Writev(c, i, d)

@@ -37,6 +37,12 @@ func (l *Lab) FenceAgent(in io.Reader, out, msg io.Writer) int {
 		_, _ = fmt.Fprintf(msg, "fence_lab: the power switch of %s does not answer (break-fencing)\n", n.Name)
 		return agentFailed
 	}
+	if l.flagged(n, "fencing-lies") {
+		if opt["action"] == "off" {
+			return agentOK
+		}
+		return agentOff
+	}
 	switch opt["action"] {
 	case "off":
 		if err := l.Kill(n); err != nil {

@@ -175,19 +175,29 @@ func (l *Lab) switchLock(n Node) (unlock func(), err error) {
 }
 
 // FencingBroken tells whether a node's fence agent fails.
-func (l *Lab) FencingBroken(n Node) bool {
-	_, err := os.Stat(filepath.Join(l.nodeDir(n), "fencing-broken"))
-	return err == nil
-}
+func (l *Lab) FencingBroken(n Node) bool { return l.flagged(n, "fencing-broken") }
 
 // BreakFencing makes a node's fence agent fail, or work again.
 func (l *Lab) BreakFencing(n Node, broken bool) error {
-	file := filepath.Join(l.nodeDir(n), "fencing-broken")
-	if broken {
+	return l.flag(n, "fencing-broken", broken)
+}
+
+// LieFencing makes a node's fence agent say that it is off, without doing anything.
+func (l *Lab) LieFencing(n Node, lies bool) error { return l.flag(n, "fencing-lies", lies) }
+
+func (l *Lab) flagged(n Node, name string) bool {
+	_, err := os.Stat(filepath.Join(l.nodeDir(n), name))
+	return err == nil
+}
+
+// flag sets or takes back what commands of the lab look at.
+func (l *Lab) flag(n Node, name string, on bool) error {
+	file := filepath.Join(l.nodeDir(n), name)
+	if on {
 		return os.WriteFile(file, nil, 0o644)
 	}
 	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("mend the fence agent of %s: %w", n.Name, err)
+		return fmt.Errorf("mend %s: %w", n.Name, err)
 	}
 	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -32,24 +31,14 @@ func (l *Lab) dogPIDFile(n Node) string { return filepath.Join(l.nodeDir(n), "wa
 func (l *Lab) WatchdogLog(n Node) string { return filepath.Join(l.nodeDir(n), "watchdog.log") }
 
 // WatchdogBroken tells whether a node's watchdog does not bite.
-func (l *Lab) WatchdogBroken(n Node) bool {
-	_, err := os.Stat(filepath.Join(l.nodeDir(n), "watchdog-broken"))
-	return err == nil
-}
+func (l *Lab) WatchdogBroken(n Node) bool { return l.flagged(n, "watchdog-broken") }
 
 // BreakWatchdog makes a node's watchdog run out without doing anything, or mends it.
 func (l *Lab) BreakWatchdog(n Node, broken bool) error {
 	if !l.Watchdog {
 		return errors.New("this lab has no watchdogs; make it with --watchdog")
 	}
-	file := filepath.Join(l.nodeDir(n), "watchdog-broken")
-	if broken {
-		return os.WriteFile(file, nil, 0o644)
-	}
-	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("mend the watchdog of %s: %w", n.Name, err)
-	}
-	return nil
+	return l.flag(n, "watchdog-broken", broken)
 }
 
 // Dog is the process of a node's watchdog. It lives until SIGTERM.

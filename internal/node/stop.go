@@ -24,6 +24,15 @@ func (n *Node) Retire(ctx context.Context, l Lease) (done bool, err error) {
 	if id == 0 || n.isDown() {
 		return false, n.letGo(ctx)
 	}
+	if n.State.quiesced() && l != nil {
+		// Everything was stopped here: this node comes back with the next incarnation
+		// only, for which somebody has to take its repository over. Nobody does that of
+		// one that said goodbye.
+		if err := l.Revoke(ctx); err != nil {
+			n.Log.Debug("the lease ends by itself", zap.Error(err))
+		}
+		return false, n.letGo(ctx)
+	}
 	err = n.Members.Stop(ctx, n.Self, id, cluster.StopInactive, time.Now().UTC().Format(time.RFC3339))
 	if errors.Is(err, cluster.ErrOtherHolder) && (l == nil || n.Watchdog.State().Armed) {
 		return false, n.letGo(ctx)

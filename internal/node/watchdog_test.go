@@ -125,13 +125,14 @@ func TestRetireAndTheWatchdog(t *testing.T) {
 		armed   bool
 		failed  bool
 	}{
-		"stopped on purpose":               {lease: true, did: "stop, disarm, revoke"},
-		"etcd is away":                     {lease: true, stopErr: errors.New("away"), did: "stop", armed: true, failed: true},
-		"the lease was lost: disowned":     {lease: true, stopErr: cluster.ErrOtherHolder, did: "stop, disown, disarm"},
-		"a failover counts with it":        {lease: true, stopErr: cluster.ErrOtherHolder, dogErr: errors.New("open"), did: "stop, disown", armed: true, failed: true},
-		"never admitted":                   {did: "disown, disarm"},
-		"quiesced: nothing runs here":      {closed: true, did: "disarm"},
-		"never admitted, and etcd is away": {dogErr: errors.New("away"), did: "disown", armed: true, failed: true},
+		"stopped on purpose":           {lease: true, did: "stop, disarm, revoke"},
+		"etcd is away":                 {lease: true, stopErr: errors.New("away"), did: "stop", armed: true, failed: true},
+		"the lease was lost: disowned": {lease: true, stopErr: cluster.ErrOtherHolder, did: "stop, disown, disarm"},
+		"a failover counts with it":    {lease: true, stopErr: cluster.ErrOtherHolder, dogErr: errors.New("open"), did: "stop, disown", armed: true, failed: true},
+		"never admitted":               {did: "disown, disarm"},
+		"quiesced: nothing runs here":  {closed: true, did: "disarm"},
+		"quiesced with a lease: no goodbye, or nobody would take it over": {lease: true, closed: true, did: "revoke, disarm"},
+		"never admitted, and etcd is away":                                {dogErr: errors.New("away"), did: "disown", armed: true, failed: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSite(t)
