@@ -61,6 +61,7 @@ model-quick:
 install: build
 	install -D -t $(DESTDIR)$(PREFIX)/bin bin/shaman bin/shaman-monitor
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system deploy/systemd/shaman-monitor.service
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/modules-load.d deploy/modules-load.d/shaman.conf
 	install -D -m 644 deploy/systemd/shaman.conf.example $(DESTDIR)/etc/shaman/shaman.conf.example
 	install -d -m 700 $(DESTDIR)/etc/shaman/fence.d
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man8 docs/man/shaman.8 docs/man/shaman-monitor.8

@@ -48,6 +48,12 @@ type site struct {
 // node2 looks on.
 func newSite(t *testing.T, name string, set ...string) *site {
 	t.Helper()
+	return newSiteWith(t, name, func(*site) {}, set...)
+}
+
+// newSiteWith is newSite with something more in the box, before it is switched on.
+func newSiteWith(t *testing.T, name string, furnish func(*site), set ...string) *site {
+	t.Helper()
 	needSystemd(t)
 	s := &site{t: t, ctx: t.Context(), dir: filepath.Join(room.Shared(), name), etcd: etcdtest.Start(t), keys: etcd.NewLayout(clusterName)}
 	s.cl = s.etcd.Client(t)
@@ -55,13 +61,18 @@ func newSite(t *testing.T, name string, set ...string) *site {
 	for _, d := range []string{s.ves.Mount(), filepath.Join(s.dir, "velog"), s.fenceDir()} {
 		must(t, os.MkdirAll(d, 0o755))
 	}
-	s.box = newBox(t, booted.Options{Name: name})
+	s.box = newBox(t, booted.Options{Name: name, Binds: map[string]string{}})
+	s.box.Binds[s.box.Switch()] = reset
 	s.install()
+	furnish(s)
 	must(t, s.box.PowerOn(s.ctx))
 	t.Cleanup(s.report)
 
 	s.exec("shaman", "join")
-	s.exec(append([]string{"shaman", "set-config", "LEASE_LOST_ACTION=none", "WATCHDOG_TIMEOUT=0", "NODE_CRASH_PER_HOUR_THRESHOLD=0"}, set...)...)
+	s.exec("shaman", "set-config", "LEASE_LOST_ACTION=none", "WATCHDOG_TIMEOUT=0", "NODE_CRASH_PER_HOUR_THRESHOLD=0")
+	for _, kv := range set {
+		s.exec("shaman", "set-config", kv)
+	}
 	s.exec("systemctl", "enable", "--now", unit)
 	s.waitStat("node1 to be Active, and master", func(st stat) bool { return st.status(node1) == "Active" && st.Master == string(node1) })
 	s.startPeer()
@@ -95,7 +106,9 @@ func (s *site) install() {
 	agent := fmt.Sprintf(fenceAgent, s.box.PowerFile(), s.box.Switch())
 	must(s.t, os.WriteFile(filepath.Join(s.dir, "fence_box"), []byte(agent), 0o755))
 	must(s.t, os.WriteFile(filepath.Join(s.fenceDir(), "node1.conf"), []byte("agent="+filepath.Join(s.dir, "fence_box")+"\n"), 0o600))
-	must(s.t, os.WriteFile(s.peerConf(), []byte(s.conf(node2, 2, "STATE_DIR="+filepath.Join(s.dir, "state"), "RUN_DIR="+filepath.Join(s.dir, "run"))), 0o600))
+	// node2 has no watchdog; its reset must never be that of the machine the test runs on.
+	peer := s.conf(node2, 2, "STATE_DIR="+filepath.Join(s.dir, "state"), "RUN_DIR="+filepath.Join(s.dir, "run"), "WATCHDOG_DEVICE="+filepath.Join(s.dir, "none"), "RESET_COMMAND=kill -KILL $PPID")
+	must(s.t, os.WriteFile(s.peerConf(), []byte(peer), 0o600))
 }
 
 // fenceAgent is the power switch of the box, in the fence-agents' protocol.
@@ -119,10 +132,13 @@ func (s *site) veDir(id string) string {
 	return filepath.Join(s.ves.Mount(), "ves", strings.TrimPrefix(id, "ct-"))
 }
 
+// reset is where the box has its own switch, so that RESET_COMMAND is what it says.
+const reset = "/srv/reset"
+
 // configure writes the configuration of the box.
-func (s *site) configure(logLevel int) {
+func (s *site) configure(logLevel int, more ...string) {
 	s.t.Helper()
-	must(s.t, s.box.Write("/etc/shaman/shaman.conf", s.conf(node1, logLevel), 0o600))
+	must(s.t, s.box.Write("/etc/shaman/shaman.conf", s.conf(node1, logLevel, append(more, "RESET_COMMAND=echo reset >"+reset)...), 0o600))
 }
 
 // conf is a node's configuration. What is not given is the default, so that the
@@ -191,9 +207,9 @@ func (s *site) ask(args ...string) (string, error) {
 type stat struct {
 	Master string
 	Nodes  []struct {
-		HostID      string `json:"host_id"`
-		Status      string
-		Incarnation int
+		HostID           string `json:"host_id"`
+		Status, Watchdog string
+		Incarnation      int
 	}
 	Resources []struct {
 		ID, State, Status string
@@ -209,6 +225,15 @@ func (st stat) status(n cluster.NodeID) string {
 	for _, have := range st.Nodes {
 		if have.HostID == string(n) {
 			return have.Status
+		}
+	}
+	return ""
+}
+
+func (st stat) watchdog(n cluster.NodeID) string {
+	for _, have := range st.Nodes {
+		if have.HostID == string(n) {
+			return have.Watchdog
 		}
 	}
 	return ""

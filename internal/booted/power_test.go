@@ -19,12 +19,12 @@ func (s *site) bootID() string {
 
 func TestTheBoxLosesPower(t *testing.T) {
 	s := newSite(t, "power", "LOCK_TIMEOUT=2s")
-	s.isTakenOver(func() { must(t, s.box.PowerCut()) })
+	s.isTakenOver("agent", func() { must(t, s.box.PowerCut()) })
 }
 
 func TestTheBoxStallsAndItsPowerIsCut(t *testing.T) {
 	s := newSite(t, "stall", "LOCK_TIMEOUT=2s")
-	s.isTakenOver(func() { must(t, s.box.Freeze()) }) // the rest is for its fence agent
+	s.isTakenOver("agent", func() { must(t, s.box.Freeze()) }) // the rest is for its fence agent
 }
 
 func TestTheBoxIsRebootedInGoodOrder(t *testing.T) {
@@ -65,9 +65,9 @@ func TestTheBoxIsRebootedInGoodOrder(t *testing.T) {
 	}
 }
 
-// isTakenOver lets the box fail: its VEs have to run on node2, and only there,
-// also when it has booted again.
-func (s *site) isTakenOver(fail func()) {
+// isTakenOver lets the box fail, which is proven by a method: its VEs have to run on
+// node2, and only there, also when it has booted again.
+func (s *site) isTakenOver(proof string, fail func()) {
 	t := s.t
 	before, boot := s.lives(), s.bootID()
 	fail()
@@ -77,7 +77,7 @@ func (s *site) isTakenOver(fail func()) {
 				return false
 			}
 		}
-		return len(st.Failovers) == 1 && st.Failovers[0].Phase == "done" && st.Failovers[0].Proof == "agent" && len(st.Resources) == 2
+		return len(st.Failovers) == 1 && st.Failovers[0].Phase == "done" && st.Failovers[0].Proof == proof && len(st.Resources) == 2
 	})
 	if s.box.On() {
 		t.Fatal("the box runs, and its VEs were started elsewhere")

@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/exporter-toolkit/web"
 	"github.com/shaman-ha/shaman/internal/boottime"
 	"go.uber.org/zap"
+	"github.com/shaman-ha/shaman/internal/cluster"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -122,15 +123,20 @@ func (d *Daemon) feedSystemd(ctx context.Context) error {
 }
 
 // goesRound tells whether the heart has begun a round lately; while there is none
-// the daemon waits, for etcd or to be joined.
+// the daemon waits, for etcd or to be joined. The longest round is one probe of a
+// mount that hangs, or two and a half heartbeats of listening.
 func (d *Daemon) goesRound() bool {
 	beat := d.rounds.Load()
 	if beat == nil {
 		return true
 	}
 	t := d.settings.Load().Timing()
-	return boottime.Since(boottime.Time(beat.Load())) <= 2*(t.Heartbeat+t.Probe)+roundSlack
+	return boottime.Since(boottime.Time(beat.Load())) <= longestRound(t)
 }
+
+// longestRound is how long the heart may take for one. With the defaults, together
+// with the unit's WatchdogSec and TimeoutAbortSec, it is less than SELF_FENCE_TIMEOUT.
+func longestRound(t cluster.Timing) time.Duration { return 2*t.Heartbeat + t.Probe + roundSlack }
 
 // roundSlack is for a machine that is busy.
 const roundSlack = time.Second

@@ -34,7 +34,7 @@ func JudgeWatchdog(w WatchdogFacts, p WatchdogPolicy, self Member) []Finding {
 	case w.Err != nil:
 		j.warn(w.Device, "mend WATCHDOG_DEVICE, or run 'shaman doctor' as root", "the device cannot be looked at: %v", w.Err)
 	case !w.Present:
-		j.warn(w.Device, "modprobe softdog; echo softdog >/etc/modules-load.d/softdog.conf (better: the driver of the machine's own watchdog)",
+		j.warn(w.Device, "modprobe softdog; echo softdog >/etc/modules-load.d/shaman.conf (better: the driver of the machine's own watchdog)",
 			"there is no such device, so this node cannot reset itself when it has lost all contact")
 	case w.NoWayOut:
 		j.fail(w.Device, "load its driver with nowayout=0: 'options <module> nowayout=0' in /etc/modprobe.d/watchdog.conf, then reboot",

@@ -35,7 +35,7 @@ func TestJudgeWatchdog(t *testing.T) {
 		{"armed", held(77, "shaman-monitor"), on, fed, []string{"OK" + dev}, "'iTCO_wdt' is armed: resets this machine 5s"},
 		{"free, before the join", free, on, Member{}, []string{"OK" + dev}, "when it is admitted"},
 		{"free, and the daemon has not armed it", free, on, up, []string{"WARN" + dev}, "has not armed it"},
-		{"not there", WatchdogFacts{Device: "/dev/watchdog"}, on, up, []string{"WARN" + dev}, "modprobe softdog; echo softdog >/etc/modules-load.d/softdog.conf"},
+		{"not there", WatchdogFacts{Device: "/dev/watchdog"}, on, up, []string{"WARN" + dev}, "modprobe softdog; echo softdog >/etc/modules-load.d/shaman.conf"},
 		{"not to be looked at", WatchdogFacts{Device: "/dev/watchdog", Err: fs.ErrPermission}, on, up, []string{"WARN" + dev}, "as root"},
 		{"systemd holds it", held(1, "systemd"), on, up, []string{"WARN" + dev}, "RuntimeWatchdogSec=0"},
 		{"sbd holds it", held(9, "sbd"), on, up, []string{"WARN" + dev}, "disable --now sbd"},

@@ -90,9 +90,11 @@ func (h *Heart) listen(ctx context.Context) error {
 		case err == nil && slices.Contains(h.former, first.Nonce):
 			return nil
 		case err == nil:
+			h.Round.Store(int64(boottime.Now()))
 			if err := boottime.WaitUntil(ctx, boottime.Now().Add(t.Heartbeat*5/2)); err != nil {
 				return err
 			}
+			h.Round.Store(int64(boottime.Now()))
 			var second cluster.Heartbeat
 			if second, err = h.Peek(ctx, t.Probe); err == nil {
 				if second == first {
