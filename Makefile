@@ -5,8 +5,10 @@ PREFIX  ?= /usr
 DESTDIR ?=
 MINUTES ?= 5
 SEED    ?= 0
+E2E     ?= .
+SHELL    = /bin/bash -o pipefail
 
-.PHONY: all build demo test lint unit e2e fuzz bench soak model model-quick install clean
+.PHONY: all build demo test lint unit e2e fuzz bench soak crashpoints rules model model-quick install clean
 
 all: build
 
@@ -18,7 +20,7 @@ demo: build
 	bin/shaman-lab demo
 
 # All checks and all tests.
-test: lint unit e2e
+test: lint unit model-quick e2e
 
 lint: bin/golangci-lint
 	test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
@@ -30,14 +32,23 @@ bin/golangci-lint: tools/go.mod
 	cd tools && go build -o ../bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
 unit:
-	go test -race -shuffle=on $$(go list ./... | grep -v -e /internal/lab$$ -e /internal/booted$$)
+	go test -race -shuffle=on $$(go list ./... | grep -v -e /internal/lab$$ -e /internal/booted$$ -e /internal/crashpoints$$)
 
 # Real daemons (with the race detector in them), real etcd, a real systemd, power
 # cuts: by themselves, one package after the other, since their time-outs are those
 # of a cluster and not of a busy compiler.
 e2e:
-	go test -shuffle=on -timeout 60m -parallel 2 ./internal/lab
+	go test -shuffle=on -timeout 60m -parallel 4 -v -run '$(E2E)' ./internal/lab | grep -v -e '^=== ' -e 'lab_test.go:[0-9]*: \(lab in\|etcd answers\|node[0-9]* is switched on\)'
 	go test -shuffle=on -timeout 15m ./internal/booted
+	go test -timeout 60m -v ./internal/crashpoints | grep -v '^=== '
+
+# All crash points, half an hour; e2e runs every eighth.
+crashpoints:
+	SHAMAN_CRASHPOINTS_EVERY=1 go test -count=1 -timeout 0 -v ./internal/crashpoints
+
+# Takes the safety rules out of the code, one at a time: some test has to notice.
+rules:
+	go run ./rules
 
 fuzz:
 	for f in FuzzParseDocument; do go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s ./internal/resources || exit 1; done

@@ -37,6 +37,11 @@ var rules = []rule{
 		pkg: "./internal/failover", test: "TestDecideOpens",
 	},
 	{
+		name: "a quiesce that failed is not harmless", file: "internal/node/stop.go",
+		code: `	if !n.State.harmless() {`, without: `	if !n.State.quiesced() {`,
+		pkg: "./internal/node", test: "TestRetireAndTheWatchdog",
+	},
+	{
 		name: "a clean stop is no failure", file: "internal/failover/decide.go",
 		code: `lost := e.Value.Stopped == cluster.NotStopped ||`, without: `lost := true ||`,
 		pkg: "./internal/failover", test: "TestDecideOpens",
@@ -97,8 +102,18 @@ var rules = []rule{
 		d.starve(d.rec.why(now))
 		return
 	}
-	dev, err`, without: `	dev, err`,
+	mayFeed :=`, without: `	mayFeed :=`,
 		pkg: "./internal/watchdog", test: "TestResume",
+	},
+	{
+		name: "watchdog: a device that cannot be taken over resets the machine", file: "internal/watchdog/dog.go",
+		code: `		d.starve("its watchdog cannot be fed any more: " + err.Error())`, without: ``,
+		pkg: "./internal/watchdog", test: "TestResumeOfADevice",
+	},
+	{
+		name: "watchdog: one with a limit is not disarmed", file: "internal/watchdog/dog.go",
+		code: `d.rec.limit.Load() != 0 || !d.rec.mayFeed(boottime.Now())`, without: `!d.rec.mayFeed(boottime.Now())`,
+		pkg: "./internal/watchdog", test: "TestDisarmKeeps",
 	},
 	{
 		name: "watchdog: an order that is not carried out in time ends the feeding", file: "internal/watchdog/record.go",
@@ -114,7 +129,7 @@ var rules = []rule{
 	},
 	{
 		name: "watchdog: numbers change only while none are published", file: "internal/node/watchdog.go",
-		code: `		if err := n.Members.PublishWatchdog(ctx, n.Self, a.Lease.ID(), cluster.Watchdog{}); err != nil {
+		code: `		if err := publish(cluster.Watchdog{}); err != nil {
 			return err
 		}`, without: ``,
 		pkg: "./internal/node", test: "TestTuneWatchdog",
@@ -185,7 +200,7 @@ var rules = []rule{
 	},
 	{
 		name: "a node that quiesced says no goodbye", file: "internal/node/stop.go",
-		code: `n.State.quiesced() && l != nil`, without: `false && l != nil`,
+		code: `	case n.State.quiesced():`, without: `	case false:`,
 		pkg: "./internal/node", test: "TestRetireAndTheWatchdog",
 	},
 	{
@@ -202,7 +217,7 @@ var rules = []rule{
 	},
 	{
 		name: "a master's writes compare its term", file: "internal/etcd/txn.go",
-		code: `clientv3.Compare(clientv3.CreateRevision(term.Key), "=", int64(term.Epoch))`, without: `clientv3.Compare(clientv3.CreateRevision(term.Key), ">", -1)`,
+		code: `append([]clientv3.Cmp{Guard(t)}, cmps...)`, without: `append([]clientv3.Cmp{}, cmps...)`,
 		pkg: "./internal/etcd", test: "Test.*",
 	},
 	{
@@ -278,6 +293,11 @@ var rules = []rule{
 		name: "trouble of the storage makes nothing broken", file: "internal/agent/start.go",
 		code: `		case errors.Is(err, cluster.ErrHold), errors.Is(err, cluster.ErrSealed), errors.Is(err, errClosed):`, without: `		case errors.Is(err, cluster.ErrSealed), errors.Is(err, errClosed):`,
 		pkg: "./internal/agent", test: "Test.*",
+	},
+	{
+		name: "a proof compares the record that it rests on", file: "internal/failover/decide.go",
+		code: `			steps[i].Mod = o.Nodes[id.Node].Mod`, without: `			steps[i].Mod = 0`,
+		pkg: "./internal/failover", test: "TestProofIsRecorded",
 	},
 	{
 		name: "storage fencing: the answer is for this very failover", file: "internal/fencing/storage.go",

@@ -109,7 +109,7 @@ func (k *kennel) fedAfter(t *testing.T, at boottime.Time) {
 // before it, and lets go of it.
 const (
 	armed    = "open, timeout 5"
-	wentOn   = "close, open, timeout 5"
+	wentOn   = "close, open"
 	disarmed = "disarm"
 	sleepy   = "open, timeout 60, disarm"
 )

@@ -16,8 +16,8 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/exporter-toolkit/web"
 	"github.com/shaman-ha/shaman/internal/boottime"
-	"go.uber.org/zap"
 	"github.com/shaman-ha/shaman/internal/cluster"
+	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 )
 
