@@ -116,7 +116,11 @@ func TestProofIsRecordedWithItsEvidenceAndTime(t *testing.T) {
 		Node: node2, Name: "n2", Inc: 1, Phase: cluster.PhaseSealing, Reason: "proven by agent", Liveness: cluster.Crashed,
 		Proof: "agent", Evidence: "status says off", FencedAt: stamp(0),
 	}
-	if d := cmp.Diff(want, Decide(o, first)[0].Now); d != "" {
+	step := Decide(o, first)[0]
+	if d := cmp.Diff(want, step.Now); d != "" {
 		t.Errorf("record (-want +got):\n%s", d)
+	}
+	if step.Mod == 0 || step.Mod != o.Nodes[node2].Mod {
+		t.Errorf("the record of the node is compared at %d, it was read at %d", step.Mod, o.Nodes[node2].Mod)
 	}
 }
