@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -156,6 +154,7 @@ func (m *member) build() (err error) {
 	}
 	m.engine.Init()
 	m.gauges(reg)
+	reg.MustRegister(newReadiness(m))
 	return nil
 }
 
@@ -291,20 +290,6 @@ func (m *member) run(outer context.Context) error {
 	return err
 }
 
-// shutDown is the orderly end of this host.
-func (m *member) shutDown(ctx context.Context) {
-	c := m.settings.Load()
-	ctx, cancel := context.WithTimeout(ctx, c.ActionTimeout+c.StopBudget+downSlack)
-	defer cancel()
-	m.say("the host is shutting down; stopping its VEs")
-	if err := m.node.ShutDown(ctx); err != nil {
-		m.Logger.Warn("this host shuts down without a record of it", zap.Error(err))
-	}
-}
-
-// downSlack is the time for etcd to record that a host went down.
-const downSlack = 5 * time.Second
-
 func (m *member) leaseValid() bool {
 	l := m.currentLease()
 	return l != nil && l.Valid()
@@ -319,46 +304,6 @@ func (m *member) whyNotReady() error {
 		return errors.New("out of contact with etcd: the lease cannot be proven valid; VEs run on, nothing is started or moved")
 	}
 	return m.heart.InContact()
-}
-
-// retire is the end of a daemon that was told to stop.
-func (m *member) retire(ctx context.Context, l node.Lease, leaving Leaving) {
-	if leaving == LeaveRestart {
-		m.Logger.Info("the daemon restarts: lease and VEs are kept")
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.goodbyeTime())
-	defer cancel()
-	said := ""
-	for {
-		done, err := m.node.Retire(ctx, l)
-		switch {
-		case done:
-			m.Logger.Info("the node is Inactive: its VEs run on, and are not protected until the daemon starts again")
-			return
-		case err == nil:
-			return
-		case m.dog.Starving() || !m.dog.State().Armed || boottime.WaitUntil(ctx, boottime.Now().Add(retirePause)) != nil:
-			m.Logger.Error("could not record that this daemon was stopped on purpose; the others may fail this node over, and an armed watchdog resets this machine", zap.Bool("armed", m.dog.State().Armed), zap.Error(etcd.Explain(err)))
-			return
-		}
-		if msg := err.Error(); msg != said {
-			said = msg
-			m.Logger.Error("the watchdog stays armed until etcd has recorded that this daemon stops: without that the machine is reset; tried again", zap.Duration("for", m.goodbyeTime()), zap.Error(etcd.Explain(err)))
-		}
-	}
-}
-
-// retirePause is the pause between two tries to say goodbye.
-const retirePause = 500 * time.Millisecond
-
-// goodbyeTime bounds them. With an armed watchdog the machine is reset after it,
-// so it is worth waiting for; the unit's TimeoutStopSec is longer.
-func (m *member) goodbyeTime() time.Duration {
-	if m.dog.State().Armed {
-		return time.Minute
-	}
-	return 5 * time.Second
 }
 
 // elect campaigns under a lease, and leads.
@@ -476,56 +421,6 @@ func (m *member) usage() node.Usage {
 	}
 	c.CPUPool, c.MaxVMs, c.MaxCTs, c.MaxVEs = m.Local.CPUPool, m.Local.MaxVMs, m.Local.MaxCTs, m.Local.MaxVEs
 	return node.Usage{Capacity: c, Usage: r.Usage, Resources: r.Resources, Differs: r.Differs}
-}
-
-func (m *member) ignoredFile() string { return filepath.Join(m.Local.StateDir, "ignored.json") }
-
-func (m *member) loadIgnored() {
-	data, err := os.ReadFile(m.ignoredFile())
-	var paths []string
-	if err != nil || json.Unmarshal(data, &paths) != nil {
-		return // none
-	}
-	for _, p := range paths {
-		m.ignored[p] = true
-	}
-}
-
-func (m *member) isIgnored(path string) bool {
-	m.imu.Lock()
-	defer m.imu.Unlock()
-	return m.ignored[path]
-}
-
-// ignoreNow writes down, once after 'join --ignore-res', which VEs were here
-// before: they are none of shaman's business.
-func (m *member) ignoreNow(ctx context.Context) error {
-	rec, _, err := m.members.Get(ctx, m.host)
-	if err != nil || !rec.IgnoreExist {
-		return err
-	}
-	ves, err := m.drivers.List(ctx)
-	if err != nil {
-		return err
-	}
-	paths := []string{}
-	m.imu.Lock()
-	for _, v := range ves {
-		m.ignored[v.Path] = true
-		paths = append(paths, v.Path)
-	}
-	m.imu.Unlock()
-	data, err := json.Marshal(paths)
-	if err != nil {
-		return fmt.Errorf("encode the list of VEs to leave alone: %w", err)
-	}
-	if err := os.WriteFile(m.ignoredFile(), data, 0o600); err != nil {
-		return fmt.Errorf("keep the list of VEs to leave alone: %w", err)
-	}
-	return m.members.Update(ctx, m.host, func(r *cluster.NodeRecord) error {
-		r.IgnoreExist = false
-		return nil
-	})
 }
 
 func (m *member) gauges(reg prometheus.Registerer) {
