@@ -83,6 +83,17 @@ func (b *bench) dog(t *testing.T, boot string) *Dog {
 	return d
 }
 
+// armed is a dog of 2 s whose last contact was now.
+func (b *bench) armed(t *testing.T, selfFence time.Duration) *Dog {
+	t.Helper()
+	d := b.dog(t, "boot")
+	d.Contact(boottime.Now())
+	if _, err := d.Arm(2*time.Second, selfFence); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
 func within[T any](t *testing.T, what string, c <-chan T) T {
 	t.Helper()
 	select {
@@ -213,11 +224,7 @@ func TestLimit(t *testing.T) {
 func TestResume(t *testing.T) {
 	t.Run("in time", func(t *testing.T) {
 		b := newBench(t, watchdogtest.Options{})
-		d := b.dog(t, "boot")
-		d.Contact(boottime.Now())
-		if _, err := d.Arm(2*time.Second, time.Minute); err != nil {
-			t.Fatal(err)
-		}
+		d := b.armed(t, time.Minute)
 		d.Close() // as the death of the process does
 		if !b.dev.Running() {
 			t.Fatal("the end of the process stopped the dog")
@@ -232,11 +239,7 @@ func TestResume(t *testing.T) {
 	})
 	t.Run("too late", func(t *testing.T) {
 		b := newBench(t, watchdogtest.Options{})
-		d := b.dog(t, "boot")
-		d.Contact(boottime.Now())
-		if _, err := d.Arm(2*time.Second, 100*time.Millisecond); err != nil {
-			t.Fatal(err)
-		}
+		d := b.armed(t, 100*time.Millisecond)
 		d.Close()
 		if err := boottime.WaitUntil(t.Context(), boottime.Time(d.rec.contact.Load()).Add(101*time.Millisecond)); err != nil {
 			t.Fatal(err)
@@ -251,11 +254,7 @@ func TestResume(t *testing.T) {
 	})
 	t.Run("another boot", func(t *testing.T) {
 		b := newBench(t, watchdogtest.Options{})
-		d := b.dog(t, "boot")
-		d.Contact(boottime.Now())
-		if _, err := d.Arm(2*time.Second, time.Minute); err != nil {
-			t.Fatal(err)
-		}
+		d := b.armed(t, time.Minute)
 		d.Close()
 		b.dev.Reset()
 		next := b.dog(t, "another")
@@ -266,11 +265,7 @@ func TestResume(t *testing.T) {
 	})
 	t.Run("a limit outlives the process", func(t *testing.T) {
 		b := newBench(t, watchdogtest.Options{})
-		d := b.dog(t, "boot")
-		d.Contact(boottime.Now())
-		if _, err := d.Arm(2*time.Second, time.Minute); err != nil {
-			t.Fatal(err)
-		}
+		d := b.armed(t, time.Minute)
 		d.Limit(boottime.Now())
 		d.Close()
 		b.dog(t, "boot").Resume()
@@ -351,11 +346,7 @@ func TestDisarmKeepsWhatHasToBite(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t, watchdogtest.Options{})
-			d := b.dog(t, "boot")
-			d.Contact(boottime.Now())
-			if _, err := d.Arm(2*time.Second, time.Minute); err != nil {
-				t.Fatal(err)
-			}
+			d := b.armed(t, time.Minute)
 			spoil(d)
 			d.Disarm()
 			if !d.State().Armed || !b.dev.Running() {
@@ -377,11 +368,7 @@ func TestResumeOfADeviceThatWasTaken(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t, watchdogtest.Options{})
-			d := b.dog(t, "boot")
-			d.Contact(boottime.Now())
-			if _, err := d.Arm(2*time.Second, time.Minute); err != nil {
-				t.Fatal(err)
-			}
+			d := b.armed(t, time.Minute)
 			d.Close()
 			if c.take {
 				f, err := os.OpenFile(b.dev.Path(), os.O_WRONLY, 0)
@@ -405,11 +392,7 @@ func TestResumeOfADeviceThatWasTaken(t *testing.T) {
 // the time to stop things in good order.
 func TestAMachineThatWakesUpTooLateIsResetAtOnce(t *testing.T) {
 	b := newBench(t, watchdogtest.Options{})
-	d := b.dog(t, "boot")
-	d.Contact(boottime.Now())
-	if _, err := d.Arm(2*time.Second, time.Minute); err != nil {
-		t.Fatal(err)
-	}
+	d := b.armed(t, time.Minute)
 	d.rec.contact.Store(int64(boottime.Now().Add(-2 * time.Minute)))
 	within(t, "the reset", b.reset)
 	select {
