@@ -199,6 +199,7 @@ var soakSeeds = []uint64{}
 // seed, though not to the microsecond: the cluster itself is real.
 func TestSoak(t *testing.T) {
 	needWatchdogs(t)
+	t.Parallel()
 	minutes, seed := setting(t, "SHAMAN_SOAK_MINUTES", 1), setting(t, "SHAMAN_SOAK_SEED", uint64(time.Now().UnixNano()))
 	for _, known := range soakSeeds {
 		t.Run(fmt.Sprintf("seed %d", known), func(t *testing.T) { soakFor(t, known, time.Minute) })
