@@ -8,6 +8,7 @@ import (
 	"github.com/shaman-ha/shaman/internal/boottime"
 	"github.com/shaman-ha/shaman/internal/cluster"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 )
 
 // arm makes sure, before an admission, that the watchdog is armed if it is to be,
@@ -130,6 +131,8 @@ const rebootSlack = time.Second
 // anew, whatever state had cut it off.
 func (n *Node) reboot() {
 	n.Event(cluster.Event{Kind: "reboot", Subject: n.Self, Message: "rebooting after an order to stop everything (LEASE_LOST_ACTION=reboot)"})
+	// The local file systems, for the log; one that hangs is not waited for.
+	go unix.Sync()
 	_ = boottime.WaitUntil(context.Background(), boottime.Now().Add(rebootSlack)) // its context does not end
 	n.Reset(fmt.Sprintf("LEASE_LOST_ACTION=reboot: node %s has stopped everything, as it was ordered to", n.Name))
 }
