@@ -44,7 +44,7 @@ e2e:
 
 # All crash points, half an hour; e2e runs every eighth.
 crashpoints:
-	SHAMAN_CRASHPOINTS_EVERY=1 go test -count=1 -timeout 0 -v ./internal/crashpoints
+	CRASHPOINTS_EVERY=1 go test -count=1 -timeout 0 -v ./internal/crashpoints
 
 # Takes the safety rules out of the code, one at a time: some test has to notice.
 rules:
@@ -60,7 +60,7 @@ bench:
 
 # Random faults: make soak MINUTES=60 SEED=42 (0 takes a seed of its own, and prints it).
 soak:
-	SHAMAN_SOAK_MINUTES=$(MINUTES) SHAMAN_SOAK_SEED=$(SEED) go test -count=1 -timeout 0 -run '^TestSoak$$' -v ./internal/lab
+	SOAK_MINUTES=$(MINUTES) SOAK_SEED=$(SEED) go test -count=1 -timeout 0 -run '^TestSoak$$' -v ./internal/lab
 
 # The failover protocol in every order of its steps; needs spin. See model/README.md.
 model:

@@ -91,8 +91,8 @@ func setting(t *testing.T, name string, normal int) int {
 // all along.
 //
 // There are some 1500, which takes half an hour: 'make crashpoints'. Without that every
-// eighth is run, other ones each day. SHAMAN_CRASHPOINTS_EVERY=n runs every n-th,
-// SHAMAN_CRASHPOINTS_FROM=n begins with the n-th, SHAMAN_CRASHPOINTS_ONLY=text runs
+// eighth is run, other ones each day. CRASHPOINTS_EVERY=n runs every n-th,
+// CRASHPOINTS_FROM=n begins with the n-th, CRASHPOINTS_ONLY=text runs
 // those whose name has that text in it.
 func TestCrashPoints(t *testing.T) {
 	if os.Geteuid() != 0 {
@@ -120,12 +120,12 @@ func TestCrashPoints(t *testing.T) {
 		}
 	}
 	all := len(faults)
-	if only := os.Getenv("SHAMAN_CRASHPOINTS_ONLY"); only != "" {
+	if only := os.Getenv("CRASHPOINTS_ONLY"); only != "" {
 		faults = slices.DeleteFunc(faults, func(f fault) bool { return !strings.Contains(f.String(), only) })
 	} else {
-		every := setting(t, "SHAMAN_CRASHPOINTS_EVERY", 8)
-		from := setting(t, "SHAMAN_CRASHPOINTS_FROM", int(time.Now().Unix()/86400)%every)
-		t.Logf("SHAMAN_CRASHPOINTS_EVERY=%d SHAMAN_CRASHPOINTS_FROM=%d", every, from)
+		every := setting(t, "CRASHPOINTS_EVERY", 8)
+		from := setting(t, "CRASHPOINTS_FROM", int(time.Now().Unix()/86400)%every)
+		t.Logf("CRASHPOINTS_EVERY=%d CRASHPOINTS_FROM=%d", every, from)
 		i := -1
 		faults = slices.DeleteFunc(faults, func(fault) bool { i++; return i < from || (i-from)%every != 0 })
 	}
@@ -134,7 +134,7 @@ func TestCrashPoints(t *testing.T) {
 	var mu sync.Mutex
 	missed := []string{}
 	begin := time.Now()
-	for range setting(t, "SHAMAN_CRASHPOINTS_PARALLEL", 6) {
+	for range setting(t, "CRASHPOINTS_PARALLEL", 6) {
 		wg.Go(func() {
 			for {
 				i := int(next.Add(1)) - 1

@@ -200,7 +200,7 @@ var soakSeeds = []uint64{}
 func TestSoak(t *testing.T) {
 	needWatchdogs(t)
 	t.Parallel()
-	minutes, seed := setting(t, "SHAMAN_SOAK_MINUTES", 1), setting(t, "SHAMAN_SOAK_SEED", uint64(time.Now().UnixNano()))
+	minutes, seed := setting(t, "SOAK_MINUTES", 1), setting(t, "SOAK_SEED", uint64(time.Now().UnixNano()))
 	for _, known := range soakSeeds {
 		t.Run(fmt.Sprintf("seed %d", known), func(t *testing.T) { soakFor(t, known, time.Minute) })
 	}
