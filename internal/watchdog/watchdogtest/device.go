@@ -37,7 +37,6 @@ type Options struct {
 type Device struct {
 	fs.Inode
 	o   Options
-	srv *fuse.Server
 	dir string
 
 	mu      sync.Mutex
@@ -58,24 +57,21 @@ func Mount(dir string, o Options) (*Device, error) {
 	}
 	d := &Device{o: o, timeout: time.Minute, dir: dir}
 	root := &rootDir{d: d}
-	srv, err := fs.Mount(dir, root, &fs.Options{MountOptions: fuse.MountOptions{DirectMount: true, AllowOther: true, FsName: "watchdogtest", Name: "watchdogtest"}})
+	_, err := fs.Mount(dir, root, &fs.Options{MountOptions: fuse.MountOptions{DirectMount: true, AllowOther: true, FsName: "watchdogtest", Name: "watchdogtest"}})
 	if err != nil {
 		return nil, fmt.Errorf("mount a watchdog at %s: %w", dir, err)
 	}
-	d.srv = srv
 	return d, nil
 }
 
 // Path is the device.
 func (d *Device) Path() string { return filepath.Join(d.dir, "watchdog") }
 
-// Unmount ends the device; a timer that runs is stopped.
+// Unmount ends the device; a timer that runs is stopped. It does not wait for copies
+// of the mount in other namespaces, which processes of others may have made.
 func (d *Device) Unmount() error {
 	d.Reset()
-	if err := d.srv.Unmount(); err != nil {
-		return unix.Unmount(d.dir, unix.MNT_DETACH)
-	}
-	return nil
+	return unix.Unmount(d.dir, unix.MNT_DETACH)
 }
 
 // Reset is what a reset of the machine does to it: it does not run any more.
