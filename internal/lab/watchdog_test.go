@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/shaman-ha/shaman/internal/boottime"
 	"github.com/shaman-ha/shaman/internal/lab"
 )
 
@@ -80,6 +81,10 @@ func (c *cluster) waitReset(n lab.Node, inc int, proof string) {
 	c.check()
 }
 
+// feedSlack is for a feed that was decided in time on a machine that is busy. One that
+// is really late resets at once.
+const feedSlack = 500 * time.Millisecond
+
 // TestTheWatchdogFences: no fence agent works in this lab; what proves is silence.
 func TestTheWatchdogFences(t *testing.T) {
 	needWatchdogs(t)
@@ -116,7 +121,15 @@ func TestTheWatchdogFences(t *testing.T) {
 			inc := c.mustStat().incarnation(n)
 			bitten := c.dogDid(n, "expire")
 			c.must(how.do(n))
+			silent := time.Duration(boottime.Now())
 			c.waitReset(n, inc, "watchdog")
+			// By the watchdog's own log: no feed later than SELF_FENCE_TIMEOUT after the last
+			// contact that there can have been.
+			for _, e := range c.dogEvents(n) {
+				if late := e.at - silent; e.what == "feed" && late > c.LockTimeout+feedSlack {
+					t.Errorf("fed %s after the last contact", late)
+				}
+			}
 			if how.bites && c.dogDid(n, "expire") == bitten {
 				t.Error("the watchdog did not bite")
 			}
