@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/shaman-ha/shaman/internal/cluster"
@@ -24,7 +25,7 @@ not opened. On the mount it overwrites a small probe file of its own, below
 
 Each line is OK, WARN or FAIL, and says what to do next. The exit code is 0 if
 nothing fails (warnings are allowed), 1 if something does, 3 if it is only that
-etcd is out of reach. It ends within a minute also if etcd, the mount or the
+etcd is out of reach. With --quiet the OK lines are left out. It ends within a minute also if etcd, the mount or the
 daemons are away.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if asJSON {
@@ -54,6 +55,9 @@ func (a *app) doctor(ctx context.Context) error {
 	out := doctorJSON{
 		HostID: string(a.self), Findings: e.findings,
 		OK: doctor.Count(e.findings, doctor.OK), Warn: doctor.Count(e.findings, doctor.Warn), Fail: doctor.Count(e.findings, doctor.Fail),
+	}
+	if a.quiet {
+		out.Findings = slices.DeleteFunc(out.Findings, func(f doctor.Finding) bool { return f.Level == doctor.OK })
 	}
 	if a.output == "json" {
 		if err := a.printJSON(out); err != nil {

@@ -116,7 +116,9 @@ func (c *Cluster) set(key, v string, warns *[]Warning) (err error) {
 			}
 		}
 	case "STOP_BUDGET":
-		dur(&c.StopBudget)
+		if dur(&c.StopBudget); err == nil && c.StopBudget < 100*time.Millisecond {
+			err = fmt.Errorf("%q is not allowed; want at least 100ms", v)
+		}
 	case "HEARTBEAT_INTERVAL":
 		if dur(&c.HeartbeatInterval); err == nil && c.HeartbeatInterval < 50*time.Millisecond {
 			err = fmt.Errorf("%q is not allowed; want at least 50ms", v)

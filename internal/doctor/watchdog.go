@@ -30,7 +30,11 @@ func JudgeWatchdog(w WatchdogFacts, p WatchdogPolicy, self Member) []Finding {
 		return j.found
 	}
 	foreign := foreignHolders(w.Holders)
+	held := len(w.Holders) > len(foreign)
 	switch {
+	case self.Watchdog.Armed && self.Alive && w.Err == nil && (!w.Present || len(foreign) > 0 && !held):
+		j.fail(w.Device, "systemctl stop shaman-monitor, and then start it: a stop disarms the other device",
+			"the daemon has armed a watchdog, and it is not this one: WATCHDOG_DEVICE was changed since. A restart, or a crash, of the daemon would reset this machine")
 	case w.Err != nil:
 		j.warn(w.Device, "mend WATCHDOG_DEVICE, or run 'shaman doctor' as root", "the device cannot be looked at: %v", w.Err)
 	case !w.Present:
@@ -45,6 +49,8 @@ func JudgeWatchdog(w WatchdogFacts, p WatchdogPolicy, self Member) []Finding {
 		}
 	case self.Watchdog.Armed:
 		j.ok(w.Device, "%s is armed: resets this machine %s after it was last fed", named(w), self.Watchdog.Timeout)
+	case self.Alive && held:
+		j.warn(w.Device, "run 'shaman doctor' again in a moment", "shaman-monitor holds %s and has not published it: it is changing its numbers, or cannot reach etcd", named(w))
 	case self.Alive:
 		j.warn(w.Device, "journalctl -u shaman-monitor | grep -i watchdog", "%s is there and free, and the daemon has not armed it", named(w))
 	default:
@@ -105,7 +111,7 @@ func JudgeWatchdogs(members []Member, p WatchdogPolicy) []Finding {
 	}
 	for _, m := range members {
 		switch {
-		case m.Self:
+		case m.Self, !m.Alive: // what a node that is away has published says nothing of now
 		case !m.Watchdog.Armed:
 			j.warn(m.Name, "run 'shaman doctor' on "+m.Name, "its watchdog is not armed")
 		case m.Watchdog.Virtual && !p.TrustVirtual:

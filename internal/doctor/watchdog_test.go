@@ -33,6 +33,8 @@ func TestJudgeWatchdog(t *testing.T) {
 		says   string
 	}{
 		{"armed", held(77, "shaman-monitor"), on, fed, []string{"OK" + dev}, "'iTCO_wdt' is armed: resets this machine 5s"},
+		{"the daemon has armed another one", WatchdogFacts{Device: "/dev/watchdog"}, on, fed, []string{"FAIL" + dev}, "WATCHDOG_DEVICE was changed since"},
+		{"the daemon holds it and has not published it", held(77, "shaman-monitor"), on, up, []string{"WARN" + dev}, "has not published it"},
 		{"free, before the join", free, on, Member{}, []string{"OK" + dev}, "when it is admitted"},
 		{"free, and the daemon has not armed it", free, on, up, []string{"WARN" + dev}, "has not armed it"},
 		{"not there", WatchdogFacts{Device: "/dev/watchdog"}, on, up, []string{"WARN" + dev}, "modprobe softdog; echo softdog >/etc/modules-load.d/shaman.conf"},
@@ -56,7 +58,7 @@ func TestJudgeWatchdog(t *testing.T) {
 func TestJudgeWatchdogs(t *testing.T) {
 	w := func(name string, d cluster.Watchdog) Member { return Member{Name: name, Alive: true, Watchdog: d} }
 	members := []Member{
-		{Name: "me", Self: true}, w("good", armed), w("off", cluster.Watchdog{}),
+		{Name: "away", Watchdog: armed}, {Name: "me", Self: true}, w("good", armed), w("off", cluster.Watchdog{}),
 		w("virtual", cluster.Watchdog{Armed: true, Virtual: true, Timeout: 5 * time.Second}), w("older", cluster.Watchdog{Armed: true, Timeout: 9 * time.Second}),
 	}
 	verdict(t, JudgeWatchdogs(members, WatchdogPolicy{Timeout: 5 * time.Second}), []string{"OK good", "WARN off", "WARN virtual", "WARN older"}, "run 'shaman doctor' on off", "systemctl restart")

@@ -212,7 +212,11 @@ func (n *Node) live(ctx context.Context) error {
 		case errors.Is(err, cluster.ErrNotJoined):
 			return ErrLeft
 		}
-		n.Log.Warn("this node is not admitted any more; its VEs run on", zap.NamedError("reason", err))
+		became := "its VEs run on"
+		if n.State.harmless() {
+			became = "everything here was stopped"
+		}
+		n.Log.Warn("this node is not admitted any more; "+became, zap.NamedError("reason", err))
 		n.Event(cluster.Event{Kind: "node-out", Subject: n.Self, Message: fmt.Sprintf("not admitted any more: %v", err)})
 		if err := sleep(ctx, retryPause); err != nil {
 			return err

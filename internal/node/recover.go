@@ -340,10 +340,11 @@ func (n *Node) quiesce(ctx context.Context, inc cluster.Incarnation, reason erro
 	if err == nil {
 		err = n.Mount.Sync(qctx)
 	}
-	n.Event(cluster.Event{Kind: "quiesced", Subject: n.Self, Message: fmt.Sprintf("stopped everything: %v; %v", reason, err)})
 	if err != nil {
+		n.Event(cluster.Event{Kind: "quiesced", Subject: n.Self, Message: fmt.Sprintf("could not stop everything in time: %v; it had to be, since %v", err, reason)})
 		n.Log.Error("could not stop everything in time", zap.Duration("elapsed", boottime.Since(begin)), zap.Error(err))
 	} else {
+		n.Event(cluster.Event{Kind: "quiesced", Subject: n.Self, Message: fmt.Sprintf("stopped everything: %v", reason)})
 		if uerr := n.State.update(func(m *memory) { m.Stopped = max(m.Stopped, inc) }); uerr != nil {
 			n.Log.Warn("the next daemon does not know that everything is stopped", zap.Error(uerr))
 		}

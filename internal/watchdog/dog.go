@@ -127,10 +127,12 @@ func (d *Dog) Retune(timeout, selfFence time.Duration) error {
 	if d.starved.Load() {
 		return errors.New("change the watchdog's numbers: it is fed no more")
 	}
+	was := d.dev.timeout
 	err := d.dev.prepare(timeout)
 	if err == nil {
 		d.rec.selfP.Store(int64(selfFence))
 		d.rec.timeout.Store(int64(d.dev.timeout))
+		d.Log.Info("the watchdog's numbers have changed", zap.Duration("timeout", d.dev.timeout), zap.Duration("before", was), zap.Duration("self_fence", selfFence))
 	}
 	d.run(d.dev)
 	return err
@@ -210,6 +212,10 @@ func (d *Dog) state() cluster.Watchdog {
 // busyPause is the pause between two tries of a device that cannot be taken over yet.
 const busyPause = 20 * time.Millisecond
 
+// longestPause bounds the pause between two looks, whatever the time-out: the end of
+// the contact is noticed soon, and who waits for the feeder does not wait for long.
+const longestPause = time.Second
+
 // feedsPerTimeout is how often the dog is fed within its time-out.
 const feedsPerTimeout = 5
 
@@ -228,7 +234,7 @@ func (d *Dog) feeder(dev *device) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	defer close(d.ended)
-	pause := unix.NsecToTimespec(int64(dev.timeout / feedsPerTimeout))
+	pause := unix.NsecToTimespec(int64(min(dev.timeout/feedsPerTimeout, longestPause)))
 	for !d.stop.Load() {
 		if !d.rec.mayFeed(boottime.Now()) {
 			d.starve(d.rec.why(boottime.Now()))
