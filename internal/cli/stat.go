@@ -181,6 +181,9 @@ func renderNodes(out io.Writer, j statJSON, v statView) {
 		if n.Waiting != "" {
 			fmt.Fprintf(out, "    %s: %s\n", clean(n.Name), clean(n.Waiting))
 		}
+		if n.Mount == string(cluster.MountLost) && n.Liveness == string(cluster.Active) {
+			fmt.Fprintf(out, "    %s: its shared file system is out of contact: its VEs run on, nothing is started or moved there; next: 'shaman doctor' on it\n", clean(n.Name))
+		}
 		for _, t := range n.SuspendTokens {
 			if v.verbose {
 				fmt.Fprintf(out, "    %s: suspended with token %q since %s %s\n", n.Name, t.ID, t.Timestamp, clean(t.Description))

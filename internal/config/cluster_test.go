@@ -136,6 +136,7 @@ func TestClusterWideValuesThatAreRefused(t *testing.T) {
 		{"no self-fencing", "SELF_FENCE_TIMEOUT", "0", "SELF_FENCE_TIMEOUT: \"0\" is not allowed; want more than 0"},
 		{"a watchdog time-out that devices cannot count", "WATCHDOG_TIMEOUT", "2500ms", "want 0 (off) or whole seconds from 2 to 3600"},
 		{"a watchdog time-out that is too short", "WATCHDOG_TIMEOUT", "1s", "want 0 (off) or whole seconds from 2 to 3600"},
+		{"no time to stop anything", "STOP_BUDGET", "0", "want at least 100ms"},
 		{"a boolean in another language", "WATCHDOG_TRUST_VIRTUAL", "true", "want yes or no"},
 		{"an unknown fence method", "FENCE_METHODS", "agent,luck", "\"luck\" is not allowed or named twice; want of storage, agent, watchdog, rebooted, manual"},
 		{"a fence method named twice", "FENCE_METHODS", "agent,agent", "named twice"},

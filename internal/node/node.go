@@ -371,7 +371,15 @@ const (
 func (n *Node) guard(ctx context.Context, a Admitted, endWork context.CancelCauseFunc) error {
 	tick := time.NewTicker(min(guardEvery, n.Settings().Timing.Heartbeat))
 	defer tick.Stop()
+	inContact := true
 	for {
+		if valid := a.Lease.Valid(); valid != inContact {
+			if inContact = valid; valid {
+				n.Log.Info("in contact with etcd again")
+			} else {
+				n.Log.Warn("out of contact with etcd: the lease cannot be proven valid; VEs run on, nothing is started or moved")
+			}
+		}
 		var reason error
 		order, ordered := n.ordered(a.Incarnation)
 		if ordered {
