@@ -18,8 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hostWait bounds how long a node's host may take to do what it is told.
-const hostWait = 10 * time.Second
+// hostWait bounds how long a node's host may take to do what it is told: far more
+// than it needs, on a machine that is busy with other labs.
+const hostWait = time.Minute
 
 func (l *Lab) cutFile(n Node) string  { return filepath.Join(l.nodeDir(n), "cut") }
 func (l *Lab) doneFile(n Node) string { return filepath.Join(l.nodeDir(n), "cut.done") }

@@ -162,9 +162,16 @@ func (s *soak) calm(desired map[string]string) {
 	}
 	for _, n := range s.Nodes {
 		s.must(s.SetCut(n, lab.Cut{}))
-		s.must(s.Start(n))
 	}
-	s.waitActive()
+	s.wait("all nodes to be Active", func() bool {
+		for _, n := range s.Nodes {
+			// Again and again, as an operator does: a failover that was under way may cut
+			// the power of a node that was just switched on.
+			s.must(s.Start(n))
+		}
+		st, err := s.stat()
+		return err == nil && !slices.ContainsFunc(s.Nodes, func(n lab.Node) bool { return st.status(n) != "Active" || !ready(n) })
+	})
 	s.waitRunning()
 	s.recovery = append(s.recovery, time.Since(begin))
 	s.waitStat("the cluster to be quiet", stat.quiet)
