@@ -6,7 +6,8 @@ DESTDIR ?=
 MINUTES ?= 5
 SEED    ?= 0
 E2E     ?= .
-SHELL    = /bin/bash -o pipefail
+SHELL    = /bin/bash
+.SHELLFLAGS = -o pipefail -c
 
 .PHONY: all build demo test lint unit e2e fuzz bench soak crashpoints rules model model-quick install clean
 

@@ -82,8 +82,8 @@ var rules = []rule{
 		pkg: "./internal/fencing", test: "TestWatchdogProves",
 	},
 	{
-		name: "watchdog: a virtual machine's does not count", file: "internal/fencing/watchdog.go",
-		code: ` || wd.Virtual && !f.TrustVirtual()`, without: ``,
+		name: "watchdog: a virtual machine's does not count", file: "internal/cluster/node.go",
+		code: ` && (trustVirtual || !w.Virtual)`, without: ``,
 		pkg: "./internal/fencing", test: "TestWatchdogProves",
 	},
 	{

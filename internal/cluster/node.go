@@ -44,6 +44,13 @@ type Watchdog struct {
 	Virtual          bool          `json:"virtual,omitempty"`            // the node is itself a virtual machine
 }
 
+// Counts tells whether others may take this node's silence for proof: a virtual
+// machine that is paused does not reset itself, so its watchdog counts only where
+// that is trusted (WATCHDOG_TRUST_VIRTUAL).
+func (w Watchdog) Counts(trustVirtual bool) bool {
+	return w.Armed && (trustVirtual || !w.Virtual)
+}
+
 // SuspendToken is one reason why a node is suspended; it is resumed token by token.
 type SuspendToken struct {
 	ID          string `json:"id"`

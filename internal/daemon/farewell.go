@@ -10,19 +10,17 @@ import (
 	"go.uber.org/zap"
 )
 
-// shutDown is the orderly end of this host.
+// shutDown is the orderly end of this host: VEs are asked, then forced, and the alive
+// key lasts for LOCK_TIMEOUT more in which that can be recorded.
 func (m *member) shutDown(ctx context.Context) {
 	c := m.settings.Load()
-	ctx, cancel := context.WithTimeout(ctx, c.ActionTimeout+c.StopBudget+downSlack)
+	ctx, cancel := context.WithTimeout(ctx, c.ActionTimeout+c.StopBudget+c.LockTimeout)
 	defer cancel()
 	m.say("the host is shutting down; stopping its VEs")
 	if err := m.node.ShutDown(ctx); err != nil {
 		m.Logger.Warn("this host shuts down without a record of it", zap.Error(err))
 	}
 }
-
-// downSlack is the time for etcd to record that a host went down.
-const downSlack = 5 * time.Second
 
 // retire is the end of a daemon that was told to stop.
 func (m *member) retire(ctx context.Context, l node.Lease, leaving Leaving) {
@@ -36,8 +34,11 @@ func (m *member) retire(ctx context.Context, l node.Lease, leaving Leaving) {
 	for {
 		done, err := m.node.Retire(ctx, l)
 		switch {
+		case done && leaving == LeaveDown:
+			m.Logger.Info("the node is Down: everything here is stopped")
+			return
 		case done:
-			m.Logger.Info("the goodbye is recorded: the VEs of an Inactive node run on, and are not protected until the daemon starts again")
+			m.Logger.Info("the node is Inactive: its VEs run on, and are not protected until the daemon starts again")
 			return
 		case err == nil:
 			return

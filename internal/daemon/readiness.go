@@ -41,8 +41,7 @@ func (r *readiness) Collect(ch chan<- prometheus.Metric) {
 			}
 			_, err := fencing.Load(r.m.Local.FenceDir, cluster.NodeID(id), n.Value.Name)
 			agent := err == nil && slices.Contains(c.FenceMethods, "agent")
-			w := n.Value.Watchdog
-			dog := w.Armed && (!w.Virtual || c.WatchdogTrustVirtual) && slices.Contains(c.FenceMethods, "watchdog")
+			dog := n.Value.Watchdog.Counts(c.WatchdogTrustVirtual) && slices.Contains(c.FenceMethods, "watchdog")
 			if agent {
 				agents++
 			}

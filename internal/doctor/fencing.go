@@ -62,7 +62,7 @@ type FencePolicy struct {
 
 // watchdogCounts tells whether a node's own watchdog would prove it harmless.
 func (p FencePolicy) watchdogCounts(m Member) bool {
-	return slices.Contains(p.Methods, "watchdog") && m.Watchdog.Armed && (!m.Watchdog.Virtual || p.TrustVirtual)
+	return slices.Contains(p.Methods, "watchdog") && m.Watchdog.Counts(p.TrustVirtual)
 }
 
 // left names the methods that are there without a node's agent.

@@ -114,7 +114,7 @@ func JudgeWatchdogs(members []Member, p WatchdogPolicy) []Finding {
 		case m.Self, !m.Alive: // what a node that is away has published says nothing of now
 		case !m.Watchdog.Armed:
 			j.warn(m.Name, "run 'shaman doctor' on "+m.Name, "its watchdog is not armed")
-		case m.Watchdog.Virtual && !p.TrustVirtual:
+		case !m.Watchdog.Counts(p.TrustVirtual):
 			j.warn(m.Name, "", "its watchdog is armed, and counts for nothing: the node is a virtual machine (WATCHDOG_TRUST_VIRTUAL=no)")
 		case m.Watchdog.Timeout != p.Timeout:
 			j.warn(m.Name, "restart shaman-monitor there: 'systemctl restart shaman-monitor', VEs run on", "its watchdog is armed with %s, WATCHDOG_TIMEOUT is %s; the proof counts with what it published", m.Watchdog.Timeout, p.Timeout)

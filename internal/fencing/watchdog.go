@@ -17,11 +17,9 @@ type Watchdog struct {
 	// Silence is the unbroken row of fresh reads of the node's heartbeat that
 	// succeeded and showed nothing new; it must not block. A read that failed is no
 	// silence: it ends the row.
-	Silence func(cluster.NodeID) (from, to boottime.Time, ok bool)
-	Beats   func(cluster.NodeID) bool // the heartbeat goes on; must not block
-	Timing  func() cluster.Timing
-	// TrustVirtual is WATCHDOG_TRUST_VIRTUAL: a virtual machine that is paused does
-	// not reset itself, and goes on where it was when it is let go on.
+	Silence       func(cluster.NodeID) (from, to boottime.Time, ok bool)
+	Beats         func(cluster.NodeID) bool // the heartbeat goes on; must not block
+	Timing        func() cluster.Timing
 	TrustVirtual  func() bool
 	NotApplicable error
 }
@@ -39,7 +37,7 @@ const blindTime = 10 * time.Second
 // heartbeat goes on, or cannot be read.
 func (f *Watchdog) Prove(ctx context.Context, t cluster.FenceTarget, check func() error) (string, error) {
 	wd := t.Watchdog
-	if !wd.Armed || wd.Timeout <= 0 || wd.SelfFenceTimeout <= 0 || wd.Virtual && !f.TrustVirtual() {
+	if !wd.Counts(f.TrustVirtual()) || wd.Timeout <= 0 || wd.SelfFenceTimeout <= 0 {
 		return "", f.NotApplicable
 	}
 	gone := boottime.Now().Add(-t.LostFor)

@@ -88,7 +88,7 @@ func TestWatchdogProves(t *testing.T) {
 		})
 	}
 	t.Run("a replaced master proves nothing", func(t *testing.T) {
-		f := &Watchdog{Silence: quiet(time.Hour)(), Beats: func(cluster.NodeID) bool { return false }, Timing: func() cluster.Timing { return timing }}
+		f := &Watchdog{Silence: quiet(time.Hour)(), Beats: func(cluster.NodeID) bool { return false }, Timing: func() cluster.Timing { return timing }, TrustVirtual: func() bool { return false }}
 		gone := errors.New("not master")
 		if _, err := f.Prove(t.Context(), cluster.FenceTarget{Watchdog: wd, LostFor: time.Hour}, func() error { return gone }); !errors.Is(err, gone) {
 			t.Errorf("Prove: %v", err)

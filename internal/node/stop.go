@@ -11,10 +11,12 @@ import (
 )
 
 // Retire is the end of a daemon that is not coming back at once: the node is
-// Inactive from then on, its VEs run on, and no failover follows. Call it after
+// Inactive from then on, its VEs run on, and no failover follows; or Down, if its host
+// is shutting down and everything was stopped. Call it after
 // Run has returned, with the lease of the last admission; nil stands for that of
 // the daemon before this one, which this one did not get to resume. done is false
-// if the node was not admitted, so that there is nothing to record. With an error
+// if there is nothing to record: the node was not admitted, or has closed its gate
+// for good and is to be failed over. With an error
 // nothing is recorded, and an armed watchdog stays armed; try again.
 func (n *Node) Retire(ctx context.Context, l Lease) (done bool, err error) {
 	id := n.State.get().Lease
