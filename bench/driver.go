@@ -101,3 +101,6 @@ func (*instant) Capacity(context.Context) (cluster.Capacity, error) {
 
 // Configure implements hypervisor.Driver.
 func (*instant) Configure(context.Context, string, cluster.VEParams) error { return nil }
+
+// Save implements hypervisor.Driver.
+func (*instant) Save(context.Context, string) error { return nil }

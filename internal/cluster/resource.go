@@ -76,6 +76,12 @@ type VE struct {
 	Priority  uint32
 	Memory    Bytes
 	VCPUs     int
+	// Stale tells that what is kept of it on the shared file system for other nodes
+	// (Save) is not there or is older than what the hypervisor has.
+	Stale bool
+	// Unfit says why it cannot be highly available: a disk that other nodes do not
+	// see, for one. HA is false then, whatever the VE's parameters say.
+	Unfit string
 }
 
 // ID returns the id that the VE's resource has by default.

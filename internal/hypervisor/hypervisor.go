@@ -46,6 +46,11 @@ type Driver interface {
 	Capacity(ctx context.Context) (cluster.Capacity, error)
 	// Configure writes the VE's own HA parameters; nil fields stay as they are.
 	Configure(ctx context.Context, path string, p Params) error
+	// Save writes what another node needs to register the VE to the shared file
+	// system, where that is kept apart from the VE itself; else it does nothing.
+	// Only the owner of the VE's resource calls it, for a VE that List says is Stale,
+	// and before it makes a resource of a VE.
+	Save(ctx context.Context, path string) error
 }
 
 // Params are the HA parameters that a VE itself carries, and which win over its resource.

@@ -106,6 +106,15 @@ func (s *Set) Configure(ctx context.Context, k cluster.Kind, path string, p Para
 	return d.Configure(ctx, path, p)
 }
 
+// Save writes what other nodes need of a VE to the shared file system.
+func (s *Set) Save(ctx context.Context, k cluster.Kind, path string) error {
+	d, err := s.driver(k)
+	if err != nil {
+		return err
+	}
+	return d.Save(ctx, path)
+}
+
 // Barrier waits for all drivers.
 func (s *Set) Barrier(ctx context.Context) error {
 	var errs []error

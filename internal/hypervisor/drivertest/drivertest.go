@@ -27,6 +27,26 @@ type Harness struct {
 	End func(t *testing.T, path string, how cluster.StopCause)
 	// Starts counts how often a guest was started since it was made.
 	Starts func(t *testing.T, path string) int
+
+	// The rest is nil where the technology has nothing of the kind.
+
+	// Hang makes what carries out the verbs (the hypervisor's daemon, its tools) not
+	// answer until resume is called, which is called once or more.
+	Hang func(t *testing.T) (resume func())
+	// Kill ends the hypervisor's daemon the hard way and starts it anew.
+	Kill func(t *testing.T)
+	// Other returns the driver of a second node with the same shared file system.
+	Other func(t *testing.T) hypervisor.Driver
+	// Refuses tells that a second node refuses to start what runs on the first.
+	Refuses bool
+	// Change changes the definition of a registered VE by the hypervisor's own
+	// means. nil: all that there is of a VE lies with the VE.
+	Change func(t *testing.T, path string)
+	// Unfit makes a VE that is known to the hypervisor, has HA on and cannot be
+	// highly available; names is what Unfit has to name.
+	Unfit func(t *testing.T, name string) (path, names string)
+	// SelfStart switches the hypervisor's own autostart of a registered VE on.
+	SelfStart func(t *testing.T, path string)
 }
 
 // patience bounds the wait for what must come; no test that passes waits for it.
@@ -59,6 +79,13 @@ func Run(t *testing.T, h Harness) {
 		{"HA parameters are kept across a restart", configure},
 		{"the hypervisor's autostart is off for what is registered", autostart},
 		{"the capacity is told", capacity},
+		{"registering switches the hypervisor's autostart off", selfStart},
+		{"a hypervisor that hangs is an error in time, and what it still does is waited for", hung},
+		{"a hypervisor's daemon that is killed leaves its guests alone", killed},
+		{"a VE moves to another node", moves},
+		{"a VE that runs is refused by another node, or said not to be", secondNode},
+		{"a changed definition is saved for other nodes", saved},
+		{"a VE that cannot be highly available says why", unfit},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) { tt.run(t, machine{h, h.Open(t)}) })

@@ -373,3 +373,12 @@ func (f *Fake) Configure(ctx context.Context, path string, p cluster.VEParams) e
 	do()
 	return nil
 }
+
+// Save implements hypervisor.Driver: a fake VE has nothing to keep.
+func (f *Fake) Save(ctx context.Context, path string) error {
+	if err := f.enter(ctx, "save", path, func() {}); err != nil {
+		return err
+	}
+	f.mu.Unlock()
+	return nil
+}

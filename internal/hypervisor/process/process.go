@@ -17,8 +17,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -26,6 +24,7 @@ import (
 	"time"
 
 	"github.com/shaman-ha/shaman/internal/cluster"
+	"github.com/shaman-ha/shaman/internal/hypervisor/driverkit"
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
@@ -45,7 +44,7 @@ type Driver struct {
 	reg   sync.Mutex // held while the set of registrations changes
 	mu    sync.Mutex
 	ves   map[string]*ve // by path
-	hints map[*func()]func()
+	hints driverkit.Hints
 }
 
 const (
@@ -65,7 +64,7 @@ func New(o Options) (*Driver, error) {
 	if o.StopTimeout == 0 {
 		o.StopTimeout = 30 * time.Second
 	}
-	d := &Driver{o: o, ves: map[string]*ve{}, hints: map[*func()]func(){}}
+	d := &Driver{o: o, ves: map[string]*ve{}}
 	for _, dir := range []string{d.stateDir(), d.runDir()} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, fmt.Errorf("driver process: %w", err)
@@ -143,31 +142,6 @@ func (d *Driver) verb(ctx context.Context, path string) (*ve, error) {
 	}
 }
 
-// classify marks errors of storage or node, which say nothing of the VE.
-func classify(err error) error {
-	for _, e := range []syscall.Errno{
-		syscall.EROFS, syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.ESTALE, syscall.ENOTCONN, syscall.ETIMEDOUT,
-		syscall.EAGAIN, syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE,
-	} {
-		if errors.Is(err, e) {
-			return fmt.Errorf("%w: %w", cluster.ErrHold, err)
-		}
-	}
-	return err
-}
-
-// guarded runs f, which may hang on the shared file system, within ctx.
-func guarded(ctx context.Context, f func() error) error {
-	done := make(chan error, 1)
-	go func() { done <- f() }()
-	select {
-	case err := <-done:
-		return classify(err)
-	case <-ctx.Done():
-		return fmt.Errorf("%w: %w", cluster.ErrCannotAsk, context.Cause(ctx))
-	}
-}
-
 // Register implements hypervisor.Driver. It is not flushed to disk: after a
 // crash the resource still says that the VE belongs here, and it is registered again.
 func (d *Driver) Register(ctx context.Context, path string) error {
@@ -175,7 +149,7 @@ func (d *Driver) Register(ctx context.Context, path string) error {
 		return fmt.Errorf("register %s: %w: %w", path, cluster.ErrCannotAsk, context.Cause(ctx))
 	}
 	var c conf
-	if err := guarded(ctx, func() (err error) { c, err = readConf(path); return err }); err != nil {
+	if err := driverkit.Guarded(ctx, func() (err error) { c, err = readConf(path); return err }); err != nil {
 		return err
 	}
 	d.reg.Lock()
@@ -190,10 +164,10 @@ func (d *Driver) Register(ctx context.Context, path string) error {
 	}
 	file := filepath.Join(d.stateDir(), key(path)+".json")
 	if err := os.WriteFile(file+".tmp", data, 0o644); err != nil {
-		return fmt.Errorf("register %s: %w", path, classify(err))
+		return fmt.Errorf("register %s: %w", path, driverkit.Classify(err))
 	}
 	if err := os.Rename(file+".tmp", file); err != nil {
-		return fmt.Errorf("register %s: %w", path, classify(err))
+		return fmt.Errorf("register %s: %w", path, driverkit.Classify(err))
 	}
 	v := d.newVE(path)
 	v.setConf(c, nil)
@@ -223,7 +197,7 @@ func (d *Driver) Unregister(ctx context.Context, path string) error {
 	d.reg.Lock()
 	defer d.reg.Unlock()
 	if err := os.Remove(filepath.Join(d.stateDir(), key(path)+".json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("unregister %s: %w", path, classify(err))
+		return fmt.Errorf("unregister %s: %w", path, driverkit.Classify(err))
 	}
 	// Before it is forgotten: who registers it anew gets the same directory, and
 	// the lock of what it starts there must not be taken away.
@@ -250,7 +224,7 @@ func (d *Driver) List(ctx context.Context) ([]cluster.VE, error) {
 		}
 		c, known := v.params()
 		if !known {
-			_ = guarded(ctx, func() error { c, err := readConf(v.path); v.setConf(c, err); return err }) // a VE without a readable definition is listed all the same
+			_ = driverkit.Guarded(ctx, func() error { c, err := readConf(v.path); v.setConf(c, err); return err }) // a VE without a readable definition is listed all the same
 			if c, known = v.params(); !known {
 				// As a definition without a word says. Who stops all HA VEs must not pass this one by.
 				c.ha = true
@@ -305,16 +279,16 @@ func (d *Driver) Start(ctx context.Context, path string) error {
 		return err
 	}
 	var c conf
-	if err := guarded(ctx, func() (err error) { c, err = readConf(path); return err }); err != nil {
+	if err := driverkit.Guarded(ctx, func() (err error) { c, err = readConf(path); return err }); err != nil {
 		return fmt.Errorf("start %s: %w", path, err)
 	}
 	v.setConf(c, nil)
 	if err := os.MkdirAll(v.run, 0o755); err != nil {
-		return fmt.Errorf("start %s: %w", path, classify(err))
+		return fmt.Errorf("start %s: %w", path, driverkit.Classify(err))
 	}
 	lock, err := os.OpenFile(filepath.Join(v.run, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
-		return fmt.Errorf("start %s: %w", path, classify(err))
+		return fmt.Errorf("start %s: %w", path, driverkit.Classify(err))
 	}
 	defer lock.Close() // the processes of the VE have it by then
 	running, err := v.acquire(ctx, lock)
@@ -323,7 +297,7 @@ func (d *Driver) Start(ctx context.Context, path string) error {
 	}
 	for _, old := range []string{"exit", "pid"} {
 		if err := os.Remove(filepath.Join(v.run, old)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("start %s: %w", path, classify(err))
+			return fmt.Errorf("start %s: %w", path, driverkit.Classify(err))
 		}
 	}
 	return d.spawn(v, c, lock)
@@ -332,7 +306,7 @@ func (d *Driver) Start(ctx context.Context, path string) error {
 func (d *Driver) spawn(v *ve, c conf, lock *os.File) error {
 	out, err := os.OpenFile(filepath.Join(v.run, "log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
-		return fmt.Errorf("start %s: %w", v.path, classify(err))
+		return fmt.Errorf("start %s: %w", v.path, driverkit.Classify(err))
 	}
 	defer out.Close()
 	cmd := exec.Command("/bin/sh", "-c", script) // not bound to ctx: it outlives us
@@ -341,26 +315,17 @@ func (d *Driver) spawn(v *ve, c conf, lock *os.File) error {
 	cmd.ExtraFiles = []*os.File{lock}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	id := cluster.MakeResourceID(c.kind, c.name)
-	cmd.Env = append(guestEnviron(), "SHAMAN_RUN="+v.run, "SHAMAN_COMMAND="+c.command,
+	cmd.Env = append(driverkit.GuestEnviron(), "SHAMAN_RUN="+v.run, "SHAMAN_COMMAND="+c.command,
 		"SHAMAN_VE_ID="+string(id), "SHAMAN_VE_NAME="+c.name, "SHAMAN_VE_KIND="+string(c.kind), "SHAMAN_VE_PATH="+v.path)
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start %s: %w", v.path, classify(err))
+		return fmt.Errorf("start %s: %w", v.path, driverkit.Classify(err))
 	}
 	go func() {
 		_ = cmd.Wait() // its end is told by the lock and the exit file
-		d.hint()
+		d.hints.Hint()
 	}()
-	d.hint()
+	d.hints.Hint()
 	return nil
-}
-
-// guestEnviron is the daemon's environment without what systemd gave to the
-// daemon alone: a guest must not speak to systemd in its name.
-func guestEnviron() []string {
-	return slices.DeleteFunc(os.Environ(), func(kv string) bool {
-		name, _, _ := strings.Cut(kv, "=")
-		return slices.Contains([]string{"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"}, name)
-	})
 }
 
 // Stop implements hypervisor.Driver.
@@ -385,7 +350,7 @@ func (d *Driver) Stop(ctx context.Context, path string, force bool) error {
 		running, err := v.running()
 		if err != nil || !running {
 			if sent {
-				d.hint()
+				d.hints.Hint()
 			}
 			return err
 		}
@@ -428,14 +393,7 @@ func (d *Driver) Barrier(ctx context.Context) error {
 
 // Watch implements hypervisor.Driver.
 func (d *Driver) Watch(ctx context.Context, hint func()) error {
-	d.mu.Lock()
-	d.hints[&hint] = hint
-	d.mu.Unlock()
-	defer func() {
-		d.mu.Lock()
-		delete(d.hints, &hint)
-		d.mu.Unlock()
-	}()
+	defer d.hints.Add(hint)()
 	was := map[*ve]bool{} // that ran at the last look
 	pause := adoptedPoll
 	for first := true; ; first = false {
@@ -464,26 +422,13 @@ func (d *Driver) Watch(ctx context.Context, hint func()) error {
 	}
 }
 
-func (d *Driver) hint() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, h := range d.hints {
-		h()
-	}
-}
-
 // Capacity implements hypervisor.Driver.
 func (d *Driver) Capacity(context.Context) (cluster.Capacity, error) {
-	c := cluster.Capacity{Memory: d.o.HostMemory, CPUs: runtime.NumCPU()}
-	if c.Memory == 0 {
-		var info unix.Sysinfo_t
-		if err := unix.Sysinfo(&info); err != nil {
-			return c, fmt.Errorf("read the host's memory: %w", err)
-		}
-		c.Memory = cluster.Bytes(info.Totalram) * cluster.Bytes(info.Unit)
-	}
-	return c, nil
+	return driverkit.HostCapacity(d.o.HostMemory)
 }
+
+// Save implements hypervisor.Driver: all there is of a VE lies in its directory.
+func (*Driver) Save(context.Context, string) error { return nil }
 
 // Configure implements hypervisor.Driver.
 func (d *Driver) Configure(ctx context.Context, path string, p cluster.VEParams) error {
@@ -502,7 +447,7 @@ func (d *Driver) Configure(ctx context.Context, path string, p cluster.VEParams)
 		v.release()
 		return nil
 	}
-	return guarded(ctx, func() error {
+	return driverkit.Guarded(ctx, func() error {
 		defer v.release() // not before: a write that hangs still is work that a barrier waits for
 		if err := rewriteConf(path, changes); err != nil {
 			return err

@@ -137,6 +137,15 @@ func TestDriver(t *testing.T) {
 		Make:   l.make,
 		End:    l.end,
 		Starts: func(t *testing.T, path string) int { return len(l.pids(t, path)) },
+		Other: func(t *testing.T) hypervisor.Driver {
+			o := l.options()
+			o.StateDir, o.RunDir = t.TempDir(), t.TempDir()
+			d, err := New(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return d
+		},
 	})
 	dirs, err := filepath.Glob(filepath.Join(l.mount, "*"))
 	if err != nil {
@@ -218,20 +227,6 @@ func TestACommandThatFailsIsACrash(t *testing.T) {
 		v := state(t, d, path)
 		return v.State == cluster.VEStopped && v.Cause == cluster.CauseCrash
 	})
-}
-
-func TestTroubleOfTheNodeHolds(t *testing.T) {
-	for _, errno := range []syscall.Errno{syscall.EROFS, syscall.ENOSPC, syscall.EIO, syscall.ESTALE, syscall.ENOTCONN, syscall.ETIMEDOUT, syscall.EAGAIN, syscall.EMFILE} {
-		err := classify(&os.PathError{Op: "open", Path: "x", Err: errno})
-		if !errors.Is(err, cluster.ErrHold) || !errors.Is(err, errno) {
-			t.Errorf("classify(%v) = %v; want both ErrHold and the error itself", errno, err)
-		}
-	}
-	for _, err := range []error{nil, syscall.ENOENT, errors.New("COMMAND is missing")} {
-		if got := classify(err); errors.Is(got, cluster.ErrHold) || !errors.Is(got, err) {
-			t.Errorf("classify(%v) = %v; want it as it is: it is the VE's own", err, got)
-		}
-	}
 }
 
 // What runs, and is not known, would be told to be stopped.

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/shaman-ha/shaman/internal/cluster"
+	"github.com/shaman-ha/shaman/internal/hypervisor/driverkit"
 	"golang.org/x/sys/unix"
 )
 
@@ -114,7 +115,7 @@ func (v *ve) acquire(ctx context.Context, lock *os.File) (running bool, err erro
 		err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			if err != nil {
-				return false, fmt.Errorf("start %s: %w", v.path, classify(err))
+				return false, fmt.Errorf("start %s: %w", v.path, driverkit.Classify(err))
 			}
 			return false, nil
 		}

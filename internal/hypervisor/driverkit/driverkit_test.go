@@ -1,0 +1,114 @@
+package driverkit
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/shaman-ha/shaman/internal/cluster"
+)
+
+func TestTroubleOfTheNodeHolds(t *testing.T) {
+	for _, errno := range []syscall.Errno{syscall.EROFS, syscall.ENOSPC, syscall.EIO, syscall.ESTALE, syscall.ENOTCONN, syscall.ETIMEDOUT, syscall.EAGAIN, syscall.EMFILE} {
+		err := Classify(&os.PathError{Op: "open", Path: "x", Err: errno})
+		if !errors.Is(err, cluster.ErrHold) || !errors.Is(err, errno) {
+			t.Errorf("Classify(%v) = %v; want both ErrHold and the error itself", errno, err)
+		}
+	}
+	for _, err := range []error{nil, syscall.ENOENT, errors.New("COMMAND is missing")} {
+		if got := Classify(err); errors.Is(got, cluster.ErrHold) || !errors.Is(got, err) {
+			t.Errorf("Classify(%v) = %v; want it as it is: it is the VE's own", err, got)
+		}
+	}
+}
+
+func TestATurnOutlivesItsDeadline(t *testing.T) {
+	var turns Turns
+	ctx, cancel := context.WithCancel(t.Context())
+	release, begun := make(chan struct{}), make(chan struct{})
+	first := make(chan error, 1)
+	go func() {
+		first <- turns.Do(ctx, "a", func() error { close(begun); <-release; return nil })
+	}()
+	<-begun
+	cancel()
+	if err := <-first; !errors.Is(err, cluster.ErrCannotAsk) {
+		t.Errorf("a verb past its deadline = %v, want ErrCannotAsk", err)
+	}
+	short, end := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer end()
+	if err := turns.Do(short, "a", func() error { t.Error("two verbs on one VE"); return nil }); !errors.Is(err, cluster.ErrCannotAsk) {
+		t.Errorf("a second verb = %v, want ErrCannotAsk: the first still works", err)
+	}
+	if err := turns.Wait(short); !errors.Is(err, cluster.ErrCannotAsk) {
+		t.Errorf("a barrier = %v, want ErrCannotAsk: a verb still works", err)
+	}
+	if err := turns.Do(t.Context(), "b", func() error { return nil }); err != nil {
+		t.Errorf("a verb on another VE = %v", err)
+	}
+	close(release)
+	if err := turns.Wait(t.Context()); err != nil {
+		t.Errorf("a barrier after the verb = %v", err)
+	}
+	if err := turns.Do(ctx, "a", func() error { t.Error("begun after its context ended"); return nil }); !errors.Is(err, cluster.ErrCannotAsk) {
+		t.Errorf("a verb whose context has ended = %v, want ErrCannotAsk", err)
+	}
+	if len(turns.m) != 0 {
+		t.Errorf("%d turns are kept for nobody", len(turns.m))
+	}
+}
+
+func TestRush(t *testing.T) {
+	var turns Turns
+	begun, first := make(chan struct{}), make(chan error, 1)
+	go func() {
+		first <- turns.Do(t.Context(), "a", func() error {
+			close(begun)
+			for !turns.Rushed("a") {
+				time.Sleep(time.Millisecond)
+			}
+			return nil
+		})
+	}()
+	<-begun
+	end := turns.Rush("a")
+	if err := turns.Do(t.Context(), "a", func() error { return nil }); err != nil {
+		t.Error(err)
+	}
+	end()
+	if err := <-first; err != nil || turns.Rushed("a") {
+		t.Errorf("the first = %v, still rushed %v", err, turns.Rushed("a"))
+	}
+}
+
+func TestToolIsEndedWithWhatItStarted(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	begun := time.Now()
+	_, err := Tool{Path: "/bin/sh", Args: []string{"-c", "sleep 100 & sleep 100"}}.Run(ctx)
+	if !errors.Is(err, cluster.ErrCannotAsk) || time.Since(begun) > 20*time.Second {
+		t.Errorf("a tool past its deadline = %v after %s, want ErrCannotAsk at once", err, time.Since(begun))
+	}
+}
+
+func TestToolTellsItsCodeAndOutput(t *testing.T) {
+	t.Setenv("NOTIFY_SOCKET", "/run/x")
+	r, err := Tool{Path: "/bin/sh", Args: []string{"-c", "cat; echo out; echo \"bad: $A $NOTIFY_SOCKET\" >&2; exit 7"}, Env: []string{"A=b"}, Stdin: "in\n"}.Run(t.Context())
+	if err != nil || r.Code != 7 || r.Stdout != "in\nout\n" || r.Text() != "bad: b" {
+		t.Errorf("Run = %+v, %v", r, err)
+	}
+	r, err = Tool{Path: "/bin/sh", Args: []string{"-c", "yes | head -c 40000000"}}.Run(t.Context())
+	if err != nil || len(r.Stdout) != outputKept || !strings.HasPrefix(r.Stdout, "y\ny") {
+		t.Errorf("a tool that runs wild: %d bytes kept, %v", len(r.Stdout), err)
+	}
+	if _, err := (Tool{Path: "/bin/sh", Args: []string{"-c", "kill -9 $$"}}).Run(t.Context()); !errors.Is(err, cluster.ErrCannotAsk) {
+		t.Errorf("a tool that was killed = %v, want ErrCannotAsk", err)
+	}
+	if _, err := (Tool{Path: "/no/such/tool"}).Run(t.Context()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a tool that is not there = %v", err)
+	}
+}
