@@ -37,6 +37,10 @@ type Inbox interface {
 type Repository interface {
 	List(ctx context.Context, forced bool) (cluster.Listing, error)
 	Census(ctx context.Context) (cluster.Census, error)
+	FreshCensus(ctx context.Context) (cluster.Census, error)
+	Absent(ctx context.Context, path string) (bool, error)
+	ClaimBroken(ctx context.Context, inc cluster.Incarnation, id cluster.ResourceID, path string) (cluster.ResourceID, error)
+	DropBroken(ctx context.Context, id cluster.ResourceID, path string) error
 	Look(ctx context.Context, inc cluster.Incarnation, id cluster.ResourceID) (cluster.Resource, error)
 	Update(ctx context.Context, inc cluster.Incarnation, id cluster.ResourceID, change func(*cluster.Resource)) error
 	Create(ctx context.Context, inc cluster.Incarnation, res cluster.Resource) error
@@ -57,6 +61,7 @@ type Hypervisor interface {
 	Stop(ctx context.Context, kind cluster.Kind, path string, force bool) error
 	Barrier(ctx context.Context) error
 	Configure(ctx context.Context, kind cluster.Kind, path string, p cluster.VEParams) error
+	Save(ctx context.Context, kind cluster.Kind, path string) error
 	Kinds() []cluster.Kind
 }
 
@@ -92,7 +97,9 @@ type Agent struct {
 	Gate       Gate
 	Boot       BootList
 	Settings   func() Settings
-	Ignored    func(path string) bool // VEs that join --ignore-res left alone
+	Ignored    func(path string) bool             // VEs that join --ignore-res left alone
+	RunsOn     func(path string) []cluster.NodeID // the other nodes whose word is that the VE runs there, or may; not those proven harmless
+	Spoke      func()                             // called when Words has changed; does not block
 	Event      func(cluster.Event)
 	Leave      func(ctx context.Context, ready func(context.Context) error) error // ends the membership, and the repository goes, unless ready objects once nothing can come in any more
 	At         func(label string)                                                 // called before and after each step that changes something
@@ -102,6 +109,7 @@ type Agent struct {
 	hints  chan struct{}
 	looks  chan struct{}
 	report atomic.Pointer[Report]
+	words  atomic.Pointer[[]cluster.RunningVE]
 }
 
 // Session is one admission: from it to the loss of its lease.
@@ -119,6 +127,8 @@ type Report struct {
 	Resources   map[cluster.Kind]int
 	ByStatus    map[string]int
 	Differs     map[cluster.ResourceID]cluster.VEState // not as they should be, and not in work
+	Drift       []cluster.Drift                        // the first maxDrift of them
+	Drifts      map[cluster.DriftClass]int             // all of them
 	Unparseable int
 	Err         error // why the hypervisor could not be asked
 }
@@ -166,6 +176,7 @@ type session struct {
 	held  map[cluster.ResourceID]chan struct{} // resources that one piece of work has for itself; closed when it lets go
 	stops map[cluster.ResourceID]stopSeen
 	since map[string]boottime.Time // path of a VE without a resource → first seen
+	plain map[string]boottime.Time // path of a VE that runs, is not highly available and had no resource anywhere at that time; of reconcile only
 
 	brought atomic.Int64 // boottime.Time at which a start was last queued or ended
 	budget  int          // of reconcile: how many LAST_NODE it may still write in this look
@@ -178,7 +189,7 @@ func (a *Agent) Run(ctx context.Context, s Session) error {
 	r := &session{
 		Agent: a, Session: s, starts: newQueue(), errands: newQueue(), outcomes: make(chan answer, 4096),
 		known: map[string]string{}, busy: map[cluster.ResourceID]int{}, held: map[cluster.ResourceID]chan struct{}{},
-		stops: map[cluster.ResourceID]stopSeen{}, since: map[string]boottime.Time{},
+		stops: map[cluster.ResourceID]stopSeen{}, since: map[string]boottime.Time{}, plain: map[string]boottime.Time{},
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	r.ended = ctx.Done()

@@ -13,12 +13,16 @@ import (
 // it happens while the gate is closed or the lease not valid.
 func (r *session) errand(ctx context.Context, j *job) {
 	e := *j.action
-	if e.Value.Verb == cluster.VerbLook {
+	switch e.Value.Verb {
+	case cluster.VerbLook:
 		r.sight(ctx, e)
+		return
+	case cluster.VerbRuns:
+		r.tellRuns(ctx, e)
 		return
 	}
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
-		outcome, renamed, err := r.runErrand(ctx, e)
+		outcome, renamed, err := r.runErrand(ctx, &e)
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -71,13 +75,21 @@ func failedOutcome(err error) cluster.Outcome {
 var errRefused = errors.New("refused")
 
 // runErrand does the work of one verb. An empty outcome leaves it to the error.
-func (r *session) runErrand(ctx context.Context, e cluster.Versioned[cluster.Action]) (cluster.Outcome, cluster.ResourceID, error) {
+func (r *session) runErrand(ctx context.Context, e *cluster.Versioned[cluster.Action]) (cluster.Outcome, cluster.ResourceID, error) {
 	a := e.Value
+	if a.Verb == cluster.VerbSync || a.Verb == cluster.VerbClean {
+		rep, err := r.mend(ctx, a)
+		e.Value.Report = rep
+		if err != nil {
+			return "", "", err
+		}
+		return cluster.OutcomeOK, "", nil
+	}
 	if a.Verb == cluster.VerbLeave {
 		return r.leave(ctx, a)
 	}
 	if a.Verb == cluster.VerbStart {
-		o, err := r.startErrand(ctx, e)
+		o, err := r.startErrand(ctx, *e)
 		return o, "", err
 	}
 	done, err := r.alone(ctx, a.Resource)
@@ -85,12 +97,9 @@ func (r *session) runErrand(ctx context.Context, e cluster.Versioned[cluster.Act
 		return "", "", err
 	}
 	defer done()
-	release, err := r.Gate.Hold(r.Incarnation)
-	if err != nil || !r.Valid() {
-		if err == nil {
-			release()
-		}
-		return "", "", errClosed
+	release, err := r.gated()
+	if err != nil {
+		return "", "", err
 	}
 	defer release()
 	switch a.Verb {
@@ -111,9 +120,15 @@ func (r *session) runErrand(ctx context.Context, e cluster.Versioned[cluster.Act
 		return r.simple(r.set(ctx, a))
 	case cluster.VerbDelete:
 		return r.simple(r.remove(ctx, a))
+	case cluster.VerbAdopt:
+		as, err := r.adopt(ctx, a)
+		if err != nil {
+			return "", "", err
+		}
+		return cluster.OutcomeOK, as, nil
 	case cluster.VerbRename:
 		return r.simple(r.Repository.Rename(ctx, r.Incarnation, a.Resource, a.NewName))
-	case cluster.VerbTake, cluster.VerbStart, cluster.VerbLeave, cluster.VerbLook: // handled elsewhere
+	case cluster.VerbTake, cluster.VerbStart, cluster.VerbLeave, cluster.VerbLook, cluster.VerbRuns, cluster.VerbSync, cluster.VerbClean: // handled elsewhere
 	}
 	return cluster.OutcomeRefused, "", fmt.Errorf("this version of shaman-monitor does not know the action %q; upgrade this node", a.Verb)
 }
@@ -135,6 +150,9 @@ func (r *session) startErrand(ctx context.Context, e cluster.Versioned[cluster.A
 		if err == nil || errors.Is(err, cluster.ErrGone) || errors.Is(err, errNotWanted) || ctx.Err() != nil {
 			return o, err
 		}
+		if errors.Is(err, errElsewhere) {
+			return cluster.OutcomeRefused, err
+		}
 	}
 	return cluster.OutcomeFailed, err
 }
@@ -153,7 +171,10 @@ func (r *session) giveBack(ctx context.Context, a cluster.Action) (cluster.Resou
 	if err != nil {
 		return "", err
 	}
-	if running && !a.Stop {
+	switch {
+	case running && a.Adopt:
+		return "", fmt.Errorf("%w: %s runs here too, or is being migrated", errRefused, res.Path)
+	case running && !a.Stop:
 		return "", fmt.Errorf("%w: %s runs here; stop it first or use 'shaman relocate %s'", errRefused, res.Path, a.Resource)
 	}
 	if running {
@@ -175,7 +196,7 @@ func (r *session) giveBack(ctx context.Context, a cluster.Action) (cluster.Resou
 		return "", err
 	}
 	if err := r.Repository.Update(ctx, r.Incarnation, a.Resource, func(res *cluster.Resource) {
-		res.LastNode = r.Self
+		res.LastNode, res.Migrating = r.Self, ""
 		if a.Stop {
 			res.Want = cluster.WantRunning // it is moved, not switched off
 		}
@@ -188,16 +209,22 @@ func (r *session) giveBack(ctx context.Context, a cluster.Action) (cluster.Resou
 // runs asks the hypervisor whether a resource's VE runs here; what it does not
 // know for certain counts as running.
 func (r *session) runs(ctx context.Context, res cluster.Resource) (bool, error) {
+	v, here, err := r.ve(ctx, res.Kind, res.Path)
+	return here && v.State != cluster.VEStopped, err
+}
+
+// ve asks the hypervisor for one VE.
+func (r *session) ve(ctx context.Context, kind cluster.Kind, path string) (v cluster.VE, here bool, err error) {
 	ves, err := r.ves(ctx)
-	if err != nil {
-		return false, err
+	if err := cluster.Known(err, kind); err != nil {
+		return v, false, err
 	}
 	for _, v := range ves {
-		if v.Path == res.Path {
-			return v.State != cluster.VEStopped, nil
+		if v.Path == path {
+			return v, true, nil
 		}
 	}
-	return false, nil
+	return v, false, nil
 }
 
 func (r *session) ves(ctx context.Context) (ves []cluster.VE, err error) {
@@ -272,29 +299,29 @@ func (r *session) add(ctx context.Context, a cluster.Action) error {
 	if err := r.call(ctx, func(ctx context.Context) error { return r.Hypervisor.Register(ctx, a.Resource.Kind(), a.Path) }); err != nil {
 		return fmt.Errorf("register %s: %w", a.Path, err)
 	}
-	res := cluster.Resource{ID: a.Resource, Path: a.Path, LastNode: r.Self, Want: cluster.WantStopped}
-	ves, err := r.ves(ctx)
-	if err != nil {
-		return err
-	}
-	for _, v := range ves {
-		if v.Path == a.Path {
-			res.Memory, res.VCPUs, res.UUID, res.Priority = v.Memory, v.VCPUs, v.UUID, v.Priority
-			if v.State != cluster.VEStopped {
-				res.Want = cluster.WantRunning
-			}
-		}
-	}
 	yes := true
 	if err := r.call(ctx, func(ctx context.Context) error {
 		return r.Hypervisor.Configure(ctx, a.Resource.Kind(), a.Path, cluster.VEParams{HA: &yes, Priority: a.Priority})
 	}); err != nil {
 		return fmt.Errorf("switch high availability on for %s: %w", a.Path, err)
 	}
-	if a.Priority != nil {
-		res.Priority = *a.Priority
+	v, here, err := r.ve(ctx, a.Resource.Kind(), a.Path)
+	switch {
+	case err != nil:
+		return err
+	case !here:
+		return fmt.Errorf("%w: the hypervisor of this node does not know %s, though it was registered", errRefused, a.Path)
+	case v.Unfit != "":
+		return fmt.Errorf("%w: %s cannot be highly available: %s", errRefused, a.Path, v.Unfit)
 	}
-	return r.Repository.Create(ctx, r.Incarnation, res)
+	if on := r.RunsOn(a.Path); len(on) > 0 && v.State == cluster.VEStopped {
+		return fmt.Errorf("%w: %s runs on node %s; protect it there", errRefused, a.Path, on[0])
+	}
+	if a.Priority != nil {
+		v.Priority = *a.Priority
+	}
+	_, err = r.create(ctx, a.Resource, v)
+	return err
 }
 
 // free makes sure that no other resource, wherever it lies, is the VE at a path:

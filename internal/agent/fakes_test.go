@@ -142,6 +142,7 @@ type fakeRepo struct {
 	back   map[cluster.ResourceID]cluster.Resource // given back
 	bad    []cluster.Unparseable
 	probes map[string]string
+	absent map[string]bool    // paths of VEs where there is nothing
 	fail   map[string][]error // operation → errors of its next calls
 	calls  []string
 }
@@ -181,9 +182,38 @@ func (f *fakeRepo) Census(context.Context) (cluster.Census, error) {
 		c.Pools[p] = listing(m)
 	}
 	for id, why := range f.broken {
-		c.Broken = append(c.Broken, cluster.BrokenResource{Resource: cluster.Resource{ID: id, Path: "/ve/" + string(id)[3:]}, Reason: why})
+		c.Broken = append(c.Broken, cluster.BrokenResource{Resource: cluster.Resource{ID: id, Kind: id.Kind(), Path: "/ve/" + string(id)[3:]}, Reason: why})
 	}
 	return c, f.enter("census")
+}
+
+func (f *fakeRepo) FreshCensus(ctx context.Context) (cluster.Census, error) { return f.Census(ctx) }
+
+func (f *fakeRepo) Absent(_ context.Context, path string) (bool, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.absent[path], f.enter("absent")
+}
+
+func (f *fakeRepo) ClaimBroken(_ context.Context, _ cluster.Incarnation, id cluster.ResourceID, path string) (cluster.ResourceID, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.enter("unbreak"); err != nil {
+		return "", err
+	}
+	if _, there := f.broken[id]; !there {
+		return "", cluster.ErrGone
+	}
+	delete(f.broken, id)
+	f.own[id] = cluster.Resource{ID: id, Kind: id.Kind(), Path: path, Want: cluster.WantRunning}
+	return id, nil
+}
+
+func (f *fakeRepo) DropBroken(_ context.Context, id cluster.ResourceID, _ string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.broken, id)
+	return f.enter("drop")
 }
 
 func (f *fakeRepo) Look(_ context.Context, _ cluster.Incarnation, id cluster.ResourceID) (cluster.Resource, error) {
@@ -352,7 +382,8 @@ type site struct {
 	bringing atomic.Bool
 	gap      boottime.Time // last gap in the lease's validity
 	left     atomic.Bool
-	pausing  func() // called while the gate closes for a node that leaves
+	words    map[string][]cluster.NodeID // of other nodes: path → where it runs
+	pausing  func()                      // called while the gate closes for a node that leaves
 }
 
 func newSite(t *testing.T) *site {
@@ -365,7 +396,7 @@ func newSite(t *testing.T) *site {
 			broken: map[cluster.ResourceID]cluster.BrokenReason{}, back: map[cluster.ResourceID]cluster.Resource{}, fail: map[string][]error{},
 		},
 		hv: drivertest.NewFake(), gate: &fakeGate{}, boot: &fakeBoot{}, gap: boottime.Now().Add(-1000 * time.Hour),
-		pausing: func() {},
+		pausing: func() {}, words: map[string][]cluster.NodeID{},
 	}
 	set, err := hypervisor.NewSet(s.hv)
 	if err != nil {
@@ -377,6 +408,7 @@ func newSite(t *testing.T) *site {
 			return Settings{LockTimeout: time.Hour, ActionTimeout: time.Minute, LockRetryTimeout: time.Hour, ParallelStarts: 2, StartRetries: 1}
 		},
 		Ignored: func(string) bool { return false }, Event: func(cluster.Event) {},
+		RunsOn: func(path string) []cluster.NodeID { return s.words[path] }, Spoke: func() {},
 		Leave: func(ctx context.Context, ready func(context.Context) error) error {
 			s.pausing()
 			if err := ready(ctx); err != nil {
@@ -391,7 +423,7 @@ func newSite(t *testing.T) *site {
 	s.session = &session{
 		Agent: a, Session: s.Session(), starts: newQueue(), errands: newQueue(), outcomes: make(chan answer, 4096),
 		ended: t.Context().Done(), known: map[string]string{}, busy: map[cluster.ResourceID]int{}, held: map[cluster.ResourceID]chan struct{}{},
-		stops: map[cluster.ResourceID]stopSeen{}, since: map[string]boottime.Time{},
+		stops: map[cluster.ResourceID]stopSeen{}, since: map[string]boottime.Time{}, plain: map[string]boottime.Time{},
 	}
 	return s
 }

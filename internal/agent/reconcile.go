@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/shaman-ha/shaman/internal/boottime"
@@ -72,27 +73,45 @@ func (r *session) reconcile(ctx context.Context) (again bool, err error) {
 	if err != nil {
 		return true, err
 	}
-	ves, err := r.ves(ctx)
-	if err != nil {
+	ves, unasked := r.ves(ctx)
+	var partly *cluster.UnansweredError
+	if unasked != nil && (!errors.As(unasked, &partly) || len(partly.Kinds) == len(r.Hypervisor.Kinds())) {
 		rep := r.Report()
-		rep.Err = err
+		rep.Err = unasked
 		r.report.Store(&rep)
-		return true, err
+		return true, unasked
 	}
 	byPath := make(map[string]cluster.VE, len(ves))
 	for _, v := range ves {
 		byPath[v.Path] = v
 	}
-	r.publish(l, ves, byPath)
 	own := make(map[string]bool, len(l.Resources))
 	r.budget = 0
 	if !r.broughtWithin(calm) {
 		r.budget = calmBudget
 	}
+	var drift drifts
 	for _, res := range l.Resources {
 		own[res.Path] = true
 		v, here := byPath[res.Path]
-		if !here || r.isBusy(res.ID) || !r.Valid() {
+		busy := r.isBusy(res.ID)
+		if !busy && cluster.Known(unasked, res.Kind) == nil && r.Valid() && (!here || v.State == cluster.VEStopped) {
+			moved, err := r.away(ctx, res)
+			if err != nil {
+				r.Log.Warn("cannot bring a resource up to date", zap.String("resource", string(res.ID)), zap.Error(err))
+			}
+			if again = again || err != nil; moved {
+				continue
+			}
+		}
+		switch {
+		case busy || cluster.Known(unasked, res.Kind) != nil:
+		case here:
+			r.driftOf(&drift, res, v)
+		default:
+			r.unknownVE(ctx, &drift, res)
+		}
+		if !here || busy || !r.Valid() {
 			delete(r.stops, res.ID)
 			continue
 		}
@@ -102,13 +121,15 @@ func (r *session) reconcile(ctx context.Context) (again bool, err error) {
 		}
 		again = again || watch || err != nil
 	}
-	more, err := r.adoptMissing(ctx, ves, own)
-	return again || more, err
+	more, err := r.strangers(ctx, &drift, ves, own, unasked)
+	r.publish(l, ves, byPath, drift, unasked)
+	return again || more || unasked != nil, errors.Join(err, unasked)
 }
 
 // publish counts for stat, metrics and placement.
-func (r *session) publish(l cluster.Listing, ves []cluster.VE, byPath map[string]cluster.VE) {
+func (r *session) publish(l cluster.Listing, ves []cluster.VE, byPath map[string]cluster.VE, drift drifts, unasked error) {
 	rep := Report{
+		Drift: drift.first, Drifts: drift.counts, Err: unasked,
 		Usage:       cluster.Usage{Running: map[cluster.Kind]int{}},
 		Resources:   map[cluster.Kind]int{},
 		Differs:     map[cluster.ResourceID]cluster.VEState{},
@@ -140,6 +161,9 @@ func (r *session) publish(l cluster.Listing, ves []cluster.VE, byPath map[string
 	}
 	for s, n := range rep.ByStatus {
 		r.Metrics.Resources.WithLabelValues(s).Set(float64(n))
+	}
+	for _, c := range cluster.DriftClasses {
+		r.Metrics.Drift.WithLabelValues(string(c)).Set(float64(drift.counts[c]))
 	}
 	r.Metrics.Waiting.Set(float64(waiting))
 	r.Metrics.Unparseable.Set(float64(rep.Unparseable))
@@ -200,28 +224,102 @@ func (r *session) settle(ctx context.Context, res cluster.Resource, v cluster.VE
 	case v.State == cluster.VEStopped && res.Want == cluster.WantUnset && res.Waiting == "" && !r.Bringing():
 		next.Want = cluster.WantStopped
 	}
-	if v.Memory != 0 {
-		next.Memory = v.Memory
+	fromVE(&next, v)
+	if v.State != cluster.VEStopped {
+		next.Migrating = ""
+		if to := r.RunsOn(res.Path); len(to) > 0 {
+			next.Migrating = to[0] // or it runs twice, and then nobody may start it a third time either
+		}
 	}
-	if v.VCPUs != 0 {
-		next.VCPUs = v.VCPUs
+	if v.Stale || v.Autostart {
+		if err := r.refresh(ctx, res, v); err != nil {
+			return true, err
+		}
 	}
-	if v.UUID != "" {
-		next.UUID = v.UUID
-	}
-	next.Priority = v.Priority
 	if next == res {
 		return watch, nil
 	}
 	return watch, r.rewrite(ctx, res, next)
 }
 
-func (r *session) rewrite(ctx context.Context, res, next cluster.Resource) error {
-	release, err := r.Gate.Hold(r.Incarnation)
-	if err != nil || !r.Valid() {
-		if err == nil {
-			release()
+// away looks after a resource whose VE does not run here. While it runs on another
+// node, or comes up there, that node is written down, so that a failover of this one
+// asks it first. If it is not there any more, the node failed before it had the
+// resource, say, the VE waits to be started like any other that found no room.
+func (r *session) away(ctx context.Context, res cluster.Resource) (moved bool, err error) {
+	next := res
+	on := r.RunsOn(res.Path)
+	switch {
+	case len(on) > 0:
+		next.Migrating = on[0]
+	case res.Migrating == "":
+		return false, nil
+	default:
+		next.Migrating = ""
+		if res.Want == cluster.WantRunning && res.Waiting == "" {
+			next.Waiting = fmt.Sprintf("it was on node %s, and is not there any more", res.Migrating)
 		}
+	}
+	if next == res {
+		return true, nil
+	}
+	return true, r.rewrite(ctx, res, next)
+}
+
+// fromVE takes over the VE's own parameters, which win.
+func fromVE(res *cluster.Resource, v cluster.VE) {
+	if v.Memory != 0 {
+		res.Memory = v.Memory
+	}
+	if v.VCPUs != 0 {
+		res.VCPUs = v.VCPUs
+	}
+	if v.UUID != "" {
+		res.UUID = v.UUID
+	}
+	res.Priority = v.Priority
+}
+
+// refresh saves a definition that was changed for the other nodes, and switches
+// the hypervisor's own autostart off again.
+func (r *session) refresh(ctx context.Context, res cluster.Resource, v cluster.VE) error {
+	release, err := r.gated()
+	if err != nil {
+		return nil // not now; the next look finds the same
+	}
+	defer release()
+	return r.call(ctx, func(ctx context.Context) error {
+		if v.Stale {
+			if err := r.Hypervisor.Save(ctx, res.Kind, res.Path); err != nil {
+				return fmt.Errorf("save the definition of %s for the other nodes: %w", res.Path, err)
+			}
+		}
+		if v.Autostart {
+			if err := r.Hypervisor.Register(ctx, res.Kind, res.Path); err != nil {
+				return fmt.Errorf("switch the hypervisor's own autostart of %s off: %w", res.Path, err)
+			}
+		}
+		return nil
+	})
+}
+
+// gated lets work through, until release is called, while this node may change
+// something.
+func (r *session) gated() (release func(), err error) {
+	release, err = r.Gate.Hold(r.Incarnation)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errClosed, err)
+	}
+	if !r.Valid() {
+		release()
+		return nil, errClosed
+	}
+	return release, nil
+}
+
+func (r *session) rewrite(ctx context.Context, res, next cluster.Resource) error {
+	release, err := r.gated()
+	if err != nil {
 		return nil // not now; the next look finds the same
 	}
 	defer release()
@@ -234,122 +332,7 @@ func (r *session) rewrite(ctx context.Context, res, next cluster.Resource) error
 			return // it became another VE's meanwhile
 		}
 		now.Want, now.Waiting, now.LastNode = next.Want, next.Waiting, next.LastNode
+		now.Migrating = next.Migrating
 		now.Memory, now.VCPUs, now.UUID, now.Priority = next.Memory, next.VCPUs, next.UUID, next.Priority
 	})
-}
-
-// adoptMissing makes resources for HA VEs of this node that have none anywhere:
-// new ones, and what ran here before the node joined. Two looks at the whole
-// mount, some time apart, have to agree.
-func (r *session) adoptMissing(ctx context.Context, ves []cluster.VE, own map[string]bool) (again bool, err error) {
-	var without []cluster.VE
-	present := map[string]bool{}
-	for _, v := range ves {
-		if v.HA && v.Path != "" && !own[v.Path] && !r.Ignored(v.Path) {
-			without = append(without, v)
-			present[v.Path] = true
-		}
-	}
-	for p := range r.since {
-		if !present[p] {
-			delete(r.since, p)
-		}
-	}
-	if len(without) == 0 || !r.Valid() {
-		return false, nil
-	}
-	all, err := r.Repository.Census(ctx)
-	if err != nil {
-		return true, err
-	}
-	known := knownPaths(all)
-	for _, v := range without {
-		if known[v.Path] {
-			delete(r.since, v.Path)
-			continue // its resource lies elsewhere: shown, nothing moves
-		}
-		if first, seen := r.since[v.Path]; !seen || boottime.Since(first) < time.Second {
-			if !seen {
-				r.since[v.Path] = boottime.Now()
-			}
-			again = true
-			continue
-		}
-		if err := r.adopt(ctx, v); err != nil {
-			return true, err
-		}
-	}
-	return again, nil
-}
-
-func knownPaths(all cluster.Census) map[string]bool {
-	known := map[string]bool{}
-	for _, l := range all.Repositories {
-		for _, res := range l.Resources {
-			known[res.Path] = true
-		}
-	}
-	for _, l := range all.Pools {
-		for _, res := range l.Resources {
-			known[res.Path] = true
-		}
-	}
-	for _, b := range all.Broken {
-		known[b.Resource.Path] = true
-	}
-	return known
-}
-
-func (r *session) adopt(ctx context.Context, v cluster.VE) error {
-	release, err := r.Gate.Hold(r.Incarnation)
-	if err != nil || !r.Valid() {
-		if err == nil {
-			release()
-		}
-		return nil // not now
-	}
-	defer release()
-	res := cluster.Resource{
-		ID: v.ID(), Path: v.Path, Want: cluster.WantStopped, Memory: v.Memory, VCPUs: v.VCPUs,
-		UUID: v.UUID, Priority: v.Priority, LastNode: r.Self,
-	}
-	if v.State != cluster.VEStopped {
-		res.Want = cluster.WantRunning
-	}
-	err = r.Repository.Create(ctx, r.Incarnation, res)
-	if errors.Is(err, cluster.ErrTaken) {
-		res.ID = cluster.ResourceID(string(res.ID) + "~" + string(r.Self))
-		err = r.Repository.Create(ctx, r.Incarnation, res)
-	}
-	if err != nil {
-		return err
-	}
-	delete(r.since, v.Path)
-	r.Log.Info("a VE is protected from now on", zap.String("resource", string(res.ID)), zap.String("path", v.Path))
-	r.Event(cluster.Event{Kind: "added", Resource: res.ID, Message: "found on this node without a resource; protected from now on"})
-	return nil
-}
-
-// Elsewhere lists the HA VEs that run here without being in the own repository:
-// the answer to the question that every opening failover asks.
-func (a *Agent) Elsewhere(ctx context.Context) ([]cluster.RunningVE, error) {
-	l, err := a.Repository.List(ctx, false)
-	if err != nil {
-		return nil, err
-	}
-	ves, err := a.Hypervisor.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	own := make(map[string]bool, len(l.Resources))
-	for _, res := range l.Resources {
-		own[res.Path] = true
-	}
-	var out []cluster.RunningVE
-	for _, v := range ves {
-		if v.HA && v.State != cluster.VEStopped && !own[v.Path] && !a.Ignored(v.Path) {
-			out = append(out, cluster.RunningVE{ID: v.ID(), Path: v.Path, UUID: v.UUID})
-		}
-	}
-	return out, nil
 }

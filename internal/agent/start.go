@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -73,6 +72,9 @@ func (r *session) bring(ctx context.Context, j *job) {
 		case errors.Is(err, cluster.ErrGone):
 			r.finish(j, cluster.OutcomeGone, err)
 			return
+		case errors.Is(err, errElsewhere):
+			r.waitForWord(ctx, j, err)
+			return
 		case err == nil:
 			r.finish(j, outcome, nil)
 			return
@@ -81,6 +83,23 @@ func (r *session) bring(ctx context.Context, j *job) {
 		r.Log.Warn("a VE could not be brought up", zap.String("resource", string(j.id)), zap.Int("attempt", try), zap.Int("attempts", tries), zap.Error(err))
 	}
 	r.finish(j, cluster.OutcomeFailed, failure)
+}
+
+// waitForWord leaves a resource waiting whose VE runs on another node by that
+// node's word: the master gives it to that node, or starts it once the word is gone.
+func (r *session) waitForWord(ctx context.Context, j *job, why error) {
+	release, err := r.gated()
+	if err == nil {
+		err = r.Repository.Update(ctx, r.Incarnation, j.id, func(res *cluster.Resource) { res.Waiting = cluster.OneLine(why) })
+		release()
+	}
+	if err != nil {
+		r.Log.Warn("cannot write down why a VE waits; stat shows that it does not run", zap.String("resource", string(j.id)), zap.Error(err))
+	}
+	if j.action != nil {
+		j.waits(cluster.OneLine(why))
+	}
+	r.finish(j, cluster.OutcomeRegistered, why)
 }
 
 // errNotWanted ends a job whose action was withdrawn or belongs to an older admission.
@@ -119,7 +138,7 @@ func (r *session) attempt(ctx context.Context, j *job) (cluster.Outcome, error) 
 		switch {
 		case err == nil:
 			return outcome, nil
-		case ctx.Err() != nil, errors.Is(err, errNotWanted), errors.Is(err, cluster.ErrGone):
+		case ctx.Err() != nil, errors.Is(err, errNotWanted), errors.Is(err, cluster.ErrGone), errors.Is(err, errElsewhere):
 			return "", err
 		case errors.Is(err, cluster.ErrLocked):
 			if lockedSince == 0 {
@@ -159,14 +178,16 @@ func (r *session) attempt(ctx context.Context, j *job) (cluster.Outcome, error) 
 
 // runsAnyway tells whether a job's VE certainly runs here.
 func (r *session) runsAnyway(ctx context.Context, j *job) bool {
-	ves, err := r.ves(ctx)
-	return err == nil && slices.ContainsFunc(ves, func(v cluster.VE) bool {
-		return j.path != "" && v.Path == j.path && v.State == cluster.VERunning
-	})
+	v, here, err := r.ve(ctx, j.kind, j.path)
+	return err == nil && j.path != "" && here && v.State == cluster.VERunning
 }
 
 // errClosed is returned while this node may not start anything.
 var errClosed = errors.New("this node may not start anything now: its lease cannot be proven valid or its gate is closed")
+
+// errElsewhere ends a start of a VE that runs on another node. It is no failure of
+// the VE: the node that runs it is given the resource.
+var errElsewhere = errors.New("not started")
 
 // once checks all conditions of a start at that moment and starts. started
 // tells whether the hypervisor was asked to.
@@ -176,14 +197,11 @@ func (r *session) once(ctx context.Context, j *job) (o cluster.Outcome, started 
 		return "", false, err
 	}
 	defer done()
-	release, err := r.Gate.Hold(r.Incarnation)
+	release, err := r.gated()
 	if err != nil {
-		return "", false, fmt.Errorf("%w: %w", errClosed, err)
+		return "", false, err
 	}
 	defer release()
-	if !r.Valid() {
-		return "", false, errClosed
-	}
 	if j.action != nil && !r.Inbox.Has(j.action.Value) {
 		return "", false, errNotWanted
 	}
@@ -213,6 +231,11 @@ func (r *session) once(ctx context.Context, j *job) (o cluster.Outcome, started 
 	if !r.Valid() {
 		return "", false, errClosed
 	}
+	if on := r.RunsOn(res.Path); len(on) > 0 {
+		// A failover looks before it places; this is for the starts of operators and after
+		// boots, and for what was started by hand since.
+		return "", false, fmt.Errorf("%w: by the word of node %s it runs there, or comes up there", errElsewhere, on[0])
+	}
 	r.At("start:before")
 	if err := r.call(ctx, func(ctx context.Context) error { return r.Hypervisor.Start(ctx, res.Kind, res.Path) }); err != nil {
 		return "", true, fmt.Errorf("start %s: %w", res.Path, err)
@@ -231,16 +254,39 @@ func (r *session) once(ctx context.Context, j *job) (o cluster.Outcome, started 
 
 // noteWaiting writes down why a resource that should run does not, and that it
 // should: a file without a word would take the driver's, and wait for nothing.
+// One that was given to this node because it ran here waits too if it does not any
+// more, since the power was lost in between, say: else nobody would start it.
 func (r *session) noteWaiting(ctx context.Context, j *job, res cluster.Resource) error {
-	if j.action == nil || j.action.Value.Waiting == res.Waiting {
+	if j.action == nil {
+		return nil
+	}
+	why := j.action.Value.Waiting
+	if why == "" && res.ShouldRun() {
+		v, here, err := r.ve(ctx, res.Kind, res.Path)
+		if err != nil {
+			return err
+		}
+		if !here || v.State == cluster.VEStopped {
+			why = "it ran on this node when it was given to it, and does not any more"
+			j.waits(why)
+		}
+	}
+	if why == res.Waiting {
 		return nil
 	}
 	return r.Repository.Update(ctx, r.Incarnation, j.id, func(res *cluster.Resource) {
-		res.Waiting = j.action.Value.Waiting
+		res.Waiting = why
 		if res.Waiting != "" && res.Want == cluster.WantUnset {
 			res.Want = cluster.WantRunning
 		}
 	})
+}
+
+// waits lets the outcome say why the VE waits.
+func (j *job) waits(why string) {
+	e := *j.action
+	e.Value.Waiting = why
+	j.action = &e
 }
 
 // provenStopped stops a VE by force until it is proven not to run, and returns

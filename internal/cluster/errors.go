@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"errors"
+	"slices"
 	"strings"
 )
 
@@ -18,6 +19,28 @@ var (
 	// ErrNoVE is returned if the hypervisor does not know the VE.
 	ErrNoVE = errors.New("no such VE")
 )
+
+// UnansweredError is returned beside what the other drivers of a node know, if
+// some of them cannot be asked.
+type UnansweredError struct {
+	Kinds []Kind // that nothing is known of
+	Err   error
+}
+
+// Error names what is not known, and why.
+func (e *UnansweredError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the drivers' errors.
+func (e *UnansweredError) Unwrap() error { return e.Err }
+
+// Known tells what the error of a list says of one kind: nil if that is known.
+func Known(err error, k Kind) error {
+	var u *UnansweredError
+	if errors.As(err, &u) && !slices.Contains(u.Kinds, k) {
+		return nil
+	}
+	return err
+}
 
 // What a caller of the repositories decides by.
 var (

@@ -42,19 +42,22 @@ type NodeRecord struct {
 	Elsewhere     Elsewhere      `json:"elsewhere,omitzero"`
 }
 
-// Elsewhere is a node's answer to "which HA VEs run on you without being in
-// your repository?", asked by every failover that opens.
+// Elsewhere is a node's word on what runs on it without being in its repository:
+// VEs that are highly available, or have a resource somewhere. It changes as soon
+// as that does; every failover that opens asks for a fresh one.
 type Elsewhere struct {
 	Asked int64       `json:"asked"` // the highest failover serial that this answers
 	Error string      `json:"error,omitempty"`
 	VEs   []RunningVE `json:"ves,omitempty"`
 }
 
-// RunningVE names a VE that a node's driver says is running.
+// RunningVE names a VE that a node's driver does not say is stopped.
 type RunningVE struct {
 	ID   ResourceID `json:"id"`
 	Path string     `json:"path"`
 	UUID string     `json:"uuid,omitempty"`
+	// Unsure tells that it may run or not: a live migration that is coming in, say.
+	Unsure bool `json:"unsure,omitempty"`
 }
 
 // Flags returns the flags that are set, in the order in which status shows them.
@@ -101,6 +104,8 @@ type AliveRecord struct {
 	// Differs are the resources in the repository whose VEs are not in the state
 	// that they should be in, and are not on their way there.
 	Differs map[ResourceID]VEState `json:"differs,omitempty"`
+	Drift   []Drift                `json:"drift,omitempty"`  // the first of them, in order
+	Drifts  map[DriftClass]int     `json:"drifts,omitempty"` // how many there are of each class
 	Mount   Mount                  `json:"mount"`
 	Kinds   []Kind                 `json:"kinds"` // that the drivers can run
 	Version string                 `json:"version"`
@@ -223,6 +228,10 @@ const (
 	VerbRename   Verb = "rename"
 	VerbLeave    Verb = "leave" // whole node
 	VerbLook     Verb = "look"  // whole node: tell what the probe file named Path holds, as this node sees it
+	VerbRuns     Verb = "runs"  // whole node: tell whether the VE at Path runs here
+	VerbAdopt    Verb = "adopt" // take the resource of a VE that is here into the own repository: out of broken, or a new one; starts nothing
+	VerbSync     Verb = "sync"  // whole node: make the repository true
+	VerbClean    Verb = "clean" // whole node: re-register what is valid in broken, drop what has no VE any more
 )
 
 // ActionState is how far an action has come. Only a new one can be withdrawn.
@@ -284,7 +293,10 @@ type Action struct {
 	Outcome   Outcome     `json:"outcome,omitempty"`
 	Error     string      `json:"error,omitempty"`
 	Progress  string      `json:"progress,omitempty"`
-	Saw       *Sighting   `json:"saw,omitempty"` // VerbLook: the answer
+	Saw       *Sighting   `json:"saw,omitempty"`     // VerbLook: the answer
+	Adopt     bool        `json:"adopt,omitempty"`   // VerbGiveBack: only because its VE runs on To
+	DryRun    bool        `json:"dry_run,omitempty"` // VerbSync, VerbClean: only say what would be done
+	Report    *Report     `json:"report,omitempty"`  // VerbSync, VerbClean: the answer
 }
 
 // Sighting is what a node sees of a probe file on the mount when it reads it
@@ -296,7 +308,7 @@ type Sighting struct {
 }
 
 // Moves tells whether an action changes anything. One that does not is no event.
-func (a Action) Moves() bool { return a.Verb != VerbLook }
+func (a Action) Moves() bool { return a.Verb != VerbLook && a.Verb != VerbRuns }
 
 // Name returns the last part of the action's key.
 func (a Action) Name() string {

@@ -141,7 +141,7 @@ func (m *member) build() (err error) {
 	*m.agent = agent.Agent{
 		Self: m.host, Inbox: m.inbox, Repository: m.store.Own(m.host), Hypervisor: m.drivers,
 		Gate: m.node.Gate, Boot: m.state, Settings: m.agentSettings, Ignored: m.isIgnored,
-		Event: m.events.Add, Leave: m.node.Leave, At: m.At, Log: log.Named("agent"), Metrics: agent.NewMetrics(reg),
+		RunsOn: m.runsOn, Spoke: func() { poke(m.asked) }, Event: m.events.Add, Leave: m.node.Leave, At: m.At, Log: log.Named("agent"), Metrics: agent.NewMetrics(reg),
 	}
 	m.agent.Init()
 	m.pulses = &failover.Pulses{Read: m.store.ReadHeartbeat, Targets: m.pulseTargets, Timing: m.timing}
@@ -420,7 +420,7 @@ func (m *member) usage() node.Usage {
 		c.Memory = m.Local.NodeMemory
 	}
 	c.CPUPool, c.MaxVMs, c.MaxCTs, c.MaxVEs = m.Local.CPUPool, m.Local.MaxVMs, m.Local.MaxCTs, m.Local.MaxVEs
-	return node.Usage{Capacity: c, Usage: r.Usage, Resources: r.Resources, Differs: r.Differs}
+	return node.Usage{Capacity: c, Usage: r.Usage, Resources: r.Resources, Differs: r.Differs, Drift: r.Drift, Drifts: r.Drifts}
 }
 
 func (m *member) gauges(reg prometheus.Registerer) {

@@ -14,9 +14,9 @@ import (
 // whether its last answer still is true.
 const questionsEvery = 2 * time.Second
 
-// answerQuestions tells, after each failover that opened, what runs here
-// without being in the own repository, and takes it back once it is not so any
-// more: an answer that names something keeps that from being started elsewhere.
+// answerQuestions keeps this node's word true on what runs here without being in
+// its repository, and makes a fresh one after each failover that opened: what it
+// names is started nowhere else, and what runs here is given to this node.
 func (m *member) answerQuestions(ctx context.Context) error {
 	tick := time.NewTicker(questionsEvery)
 	defer tick.Stop()
@@ -44,17 +44,47 @@ func (m *member) answerQuestion(ctx context.Context) error {
 	})
 	own, joined := m.members.Nodes.Get(string(m.host))
 	last := own.Value.Elsewhere
-	if !joined || asked <= last.Asked && len(last.VEs) == 0 {
+	if !joined {
 		return nil
 	}
-	lctx, cancel := context.WithTimeout(ctx, questionsEvery)
-	defer cancel()
-	ves, err := m.agent.Elsewhere(lctx)
-	if err != nil || asked <= last.Asked && slices.Equal(ves, last.VEs) {
-		return err
+	ves, looked := m.agent.Words()
+	if asked > last.Asked || !looked {
+		lctx, cancel := context.WithTimeout(ctx, questionsEvery)
+		defer cancel()
+		var err error
+		if ves, err = m.agent.Elsewhere(lctx); err != nil {
+			return err
+		}
+	}
+	if asked <= last.Asked && slices.Equal(ves, last.VEs) {
+		return nil
 	}
 	return m.members.Update(ctx, m.host, func(r *cluster.NodeRecord) error {
 		r.Elsewhere = cluster.Elsewhere{Asked: max(asked, r.Elsewhere.Asked), VEs: ves}
 		return nil
 	})
+}
+
+// runsOn names the other nodes by whose word a VE runs there, or may. A node that
+// was proven harmless since, and is not back, runs nothing.
+func (m *member) runsOn(path string) (on []cluster.NodeID) {
+	m.members.Nodes.Read(func(nodes map[string]etcd.Entry[cluster.NodeRecord]) {
+		for name, e := range nodes {
+			if cluster.NodeID(name) != m.host && slices.ContainsFunc(e.Value.Elsewhere.VEs, func(v cluster.RunningVE) bool { return v.Path == path }) {
+				on = append(on, cluster.NodeID(name))
+			}
+		}
+	})
+	on = slices.DeleteFunc(on, m.provenHarmless)
+	slices.Sort(on)
+	return on
+}
+
+func (m *member) provenHarmless(n cluster.NodeID) bool {
+	if _, alive := m.members.Alive.Get(string(n)); alive {
+		return false
+	}
+	rec, _ := m.members.Nodes.Get(string(n))
+	f, there := m.ledger.Failovers.Get(cluster.FailoverID{Node: n, Incarnation: rec.Value.Incarnation}.String())
+	return there && f.Value.Phase.Sealed()
 }

@@ -35,6 +35,9 @@ type actionBoard struct {
 	toPlace []placing
 	failed  []cluster.Versioned[cluster.Action] // starts of VEs that had waited
 	view    *cluster.View
+	words   map[cluster.NodeID]map[string]word // elsewhere, by the node that is left out
+	byKey   map[string]cluster.Versioned[cluster.Action]
+	changed map[string]bool // node/name of what this round changes
 }
 
 // placing is a resource that needs a node, and the action that gives way to the new one.
@@ -54,6 +57,7 @@ type placing struct {
 func decideActions(o *Observation, place Place) []Step {
 	b := &actionBoard{
 		o: o, byPool: map[string]map[cluster.ResourceID]cluster.Versioned[cluster.Action]{}, keys: map[string]bool{}, names: map[cluster.ResourceID][]cluster.NodeID{}, read: map[string]cluster.Versioned[cluster.Action]{},
+		byKey: map[string]cluster.Versioned[cluster.Action]{}, changed: map[string]bool{},
 		kept: map[string]cluster.Versioned[cluster.Action]{}, given: map[string]cluster.Versioned[cluster.Action]{}, giving: map[string]bool{}, paths: map[string]int{}, pending: map[cluster.NodeID]cluster.Usage{},
 	}
 	for _, a := range o.Actions {
@@ -78,6 +82,7 @@ func decideActions(o *Observation, place Place) []Step {
 	b.place(place)
 	b.afterWaiting(place)
 	b.waiting(place)
+	b.adopt()
 	if len(b.swaps) > 0 {
 		b.steps = append(b.steps, Step{Do: ActDispatch, Swaps: b.swaps, Reason: fmt.Sprintf("%d actions", len(b.swaps))})
 	}
@@ -87,6 +92,7 @@ func decideActions(o *Observation, place Place) []Step {
 func (b *actionBoard) sort(a cluster.Versioned[cluster.Action]) {
 	v := a.Value
 	key := string(v.Node) + "/" + v.Name()
+	b.byKey[key] = a
 	if a.Err == nil && b.wasRead(v) {
 		b.read[key] = a
 	} else {
@@ -205,7 +211,19 @@ func (b *actionBoard) swap(old *cluster.Versioned[cluster.Action], next *cluster
 		// admitted again may still carry it out.
 		s.NodeMod = b.o.Nodes[old.Value.Node].Mod
 	}
+	for _, a := range []*cluster.Action{next, oldValue(old)} {
+		if a != nil {
+			b.changed[string(a.Node)+"/"+a.Name()] = true
+		}
+	}
 	b.swaps = append(b.swaps, s)
+}
+
+func oldValue(old *cluster.Versioned[cluster.Action]) *cluster.Action {
+	if old == nil {
+		return nil
+	}
+	return &old.Value
 }
 
 // followUp decides about one action by itself; those for resources that lie in
@@ -345,11 +363,11 @@ func (b *actionBoard) pool(p cluster.PoolID, l cluster.Listing) {
 	if len(l.Resources) == 0 || b.o.Paths == nil || !b.answered(p, f) {
 		return
 	}
-	elsewhere := b.elsewhere()
+	var except cluster.NodeID
 	if p.Incarnation == 0 {
-		// What the owner said before is out of date: it gives back what is proven stopped.
-		maps.DeleteFunc(elsewhere, func(_ string, on cluster.NodeID) bool { return on == p.Node })
+		except = p.Node // what it said before is out of date: it gives back what is proven stopped
 	}
+	elsewhere := b.elsewhere(except)
 	for _, r := range l.Resources {
 		b.pooled(p, known, r, elsewhere)
 	}
@@ -370,22 +388,7 @@ func (b *actionBoard) answered(p cluster.PoolID, f cluster.Versioned[cluster.Fai
 	return true
 }
 
-// elsewhere maps the paths of VEs that nodes say they run without owning them.
-// A node that was proven harmless since runs nothing.
-func (b *actionBoard) elsewhere() map[string]cluster.NodeID {
-	out := map[string]cluster.NodeID{}
-	for id, e := range b.o.Nodes {
-		if _, alive := b.o.Alive[id]; !alive && b.o.sealed(id, e.Value.Incarnation) {
-			continue
-		}
-		for _, v := range e.Value.Elsewhere.VEs {
-			out[v.Path] = id
-		}
-	}
-	return out
-}
-
-func (b *actionBoard) pooled(p cluster.PoolID, known bool, r cluster.Resource, elsewhere map[string]cluster.NodeID) {
+func (b *actionBoard) pooled(p cluster.PoolID, known bool, r cluster.Resource, elsewhere map[string]word) {
 	pl := placing{res: r, pool: p, reason: "its node " + b.o.name(p.Node) + " failed"}
 	if known {
 		pl.failover = p.String()
@@ -422,9 +425,11 @@ func (b *actionBoard) pooled(p cluster.PoolID, known bool, r cluster.Resource, e
 	if len(b.o.Paths[r.Path]) > 0 || b.paths[r.Path] > 1 {
 		return // two resources of one VE: held, shown as duplicate, never started twice
 	}
-	if on, runs := elsewhere[r.Path]; runs {
-		b.take(pl, on, false, "", "", "it runs there already")
-		return
+	if w, said := elsewhere[r.Path]; said {
+		if w.sure {
+			b.take(pl, w.on, false, "", "", "it runs there already")
+		}
+		return // else it may run there, or on two nodes: held until that is known
 	}
 	if r.Migrating != "" && !b.o.sealed(r.Migrating, b.o.Nodes[r.Migrating].Value.Incarnation) {
 		if _, alive := b.o.Alive[r.Migrating]; !alive {

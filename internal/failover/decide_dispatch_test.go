@@ -51,6 +51,10 @@ func TestDecideDispatches(t *testing.T) {
 		{name: "not before every living node has said what runs on it", o: given(sealed(node2, res("vm-a")), silent)},
 		{name: "for two seconds at most", o: given(sealed(node2, res("vm-a")), silent, func(o *Observation) { o.OpenSince[of(node2, 1)] = moment.Add(-answersWait) }), want: []string{"take vm-a@n1 start"}},
 		{name: "what runs elsewhere goes there, without a start", o: given(sealed(node2, res("vm-a")), runsOn(node4, "vm-a")), want: []string{"take vm-a@n4"}},
+		{name: "what may run elsewhere is held", o: given(sealed(node2, res("vm-a"), res("vm-b")), record(node4, func(r *cluster.NodeRecord) {
+			r.Elsewhere.VEs = []cluster.RunningVE{{Path: "/vm-a", Unsure: true}}
+		})), want: []string{"take vm-b@n1 start"}},
+		{name: "what runs on two nodes by their word is held", o: given(sealed(node2, res("vm-a")), runsOn(node3, "vm-a"), runsOn(node4, "vm-a"))},
 		{name: "what runs on a node that is not alive stays", o: given(sealed(node2, res("vm-a")), runsOn(node4, "vm-a"), lost(node4), open(node4, cluster.PhaseFencing)), want: []string{"fence n4.1 after 0s"}},
 		{name: "the last word of a node that was proven harmless since does not count", o: given(sealed(node2, res("vm-a")), runsOn(node4, "vm-a"), sealed(node4), open(node4, cluster.PhaseDone, proven)), want: []string{"take vm-a@n1 start"}},
 		{name: "a path that lies in a repository too is held", o: given(sealed(node2, res("vm-a"), res("vm-b")), owner(node3, "/vm-a")), want: []string{"take vm-b@n1 start"}},
@@ -112,8 +116,11 @@ func TestDecideGivesWaitingAnotherChance(t *testing.T) {
 			o.Paths["/vm-a"] = append(o.Paths["/vm-a"], Located{Owner: node3, Resource: "vm-other"})
 		})},
 		{name: "held while the pool holds the same VE", o: given(waits(node1, "vm-a"), sealed(node2, res("vm-b", func(r *cluster.Resource) { r.Path = "/vm-a" })))},
-		{name: "held while another node says that it runs there", o: given(waits(node1, "vm-a"), record(node3, func(r *cluster.NodeRecord) {
+		{name: "not started while another node says that it runs there, but given to that one", o: given(waits(node1, "vm-a"), record(node3, func(r *cluster.NodeRecord) {
 			r.Elsewhere.VEs = []cluster.RunningVE{{Path: "/vm-a"}}
+		})), want: []string{"give-back vm-a@n1 for n3"}},
+		{name: "held while another node says that it may run there", o: given(waits(node1, "vm-a"), record(node3, func(r *cluster.NodeRecord) {
+			r.Elsewhere.VEs = []cluster.RunningVE{{Path: "/vm-a", Unsure: true}}
 		}))},
 		{name: "its room is not given away twice in one round", o: given(full(node2), full(node3), full(node4), waits(node1, "vm-a", need(7)), sealed(node2, res("vm-b", need(7)))), want: []string{"take vm-b@n1 start"}},
 		{name: "nor is the room of what was given back for it", o: given(full(node2), full(node3), full(node4), waits(node2, "vm-a", need(7)), pooled(node3, 0, res("vm-b", need(7))),

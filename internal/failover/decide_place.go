@@ -201,10 +201,9 @@ func (b *actionBoard) afterWaiting(place Place) {
 // waiting gives resources that found no room another chance.
 func (b *actionBoard) waiting(place Place) {
 	var rs []cluster.Resource
-	elsewhere := b.elsewhere()
 	for _, r := range b.o.Waiting {
-		on, runs := elsewhere[r.Path]
-		if len(b.o.Paths[r.Path]) > 1 || b.paths[r.Path] > 0 || runs && on != r.Owner {
+		_, runs := b.elsewhere(r.Owner)[r.Path]
+		if len(b.o.Paths[r.Path]) > 1 || b.paths[r.Path] > 0 || runs {
 			continue // it may run elsewhere: held, like a duplicate in the pool
 		}
 		// The action that brought it there stays while its failover is open, and must

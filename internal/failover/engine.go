@@ -114,6 +114,7 @@ type term struct {
 	lostLast   int
 	turn       int
 	poolsAt    boottime.Time
+	wordsAt    boottime.Time           // when the mount was last read whole
 	pools      map[cluster.PoolID]bool // with something left to do
 	looked     time.Duration           // how long the last round observed and decided
 	sent       bool                    // the last round sent actions: what it wrote must be seen before the next, or it is sent again

@@ -84,6 +84,7 @@ type Observation struct {
 	Pools   map[cluster.PoolID]cluster.Listing // those that were read this time
 	Paths   map[string][]Located               // in repositories; nil = not read this time
 	Waiting []cluster.Resource                 // in repositories of Active nodes
+	Broken  map[string][]cluster.ResourceID    // path → in quarantine; nil = not read this time
 	Owned   map[cluster.NodeID]cluster.Usage   // what of each repository should run now
 	Brake   *cluster.Brake                     // as published
 

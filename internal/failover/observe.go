@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/shaman-ha/shaman/internal/boottime"
@@ -167,6 +169,10 @@ func (m *term) observeMount(ctx context.Context, o *Observation) error {
 	return m.observeRepositories(ctx, o, full, busy)
 }
 
+// wordsEvery bounds how often the mount is read because something runs on a node
+// that does not own it.
+const wordsEvery = time.Second
+
 // observeRepositories reads who owns what, before anything is dispatched: a
 // path that is in a repository is never dispatched from the pool as well.
 func (m *term) observeRepositories(ctx context.Context, o *Observation, full, busy bool) error {
@@ -184,12 +190,23 @@ func (m *term) observeRepositories(ctx context.Context, o *Observation, full, bu
 			}
 		}
 	}
-	if !full && !undispatched {
+	// What runs on a node that does not own it is looked for once a while, as long as
+	// it is so.
+	words := slices.ContainsFunc(slices.Collect(maps.Values(o.Nodes)), func(e cluster.Versioned[cluster.NodeRecord]) bool { return len(e.Value.Elsewhere.VEs) > 0 })
+	words = words && (m.wordsAt == 0 || o.Now.Sub(m.wordsAt) >= wordsEvery)
+	if !full && !undispatched && !words {
 		return nil // nothing is dispatched, and nothing new is known of what waits
 	}
 	c, err := m.Mount.Census(ctx)
 	if err != nil {
 		return err
+	}
+	m.wordsAt = o.Now
+	o.Broken = map[string][]cluster.ResourceID{}
+	for _, b := range c.Broken {
+		if b.Err == nil {
+			o.Broken[b.Resource.Path] = append(o.Broken[b.Resource.Path], b.Resource.ID)
+		}
 	}
 	o.Paths, o.Owned = map[string][]Located{}, map[cluster.NodeID]cluster.Usage{}
 	for owner, l := range c.Repositories {

@@ -2,6 +2,8 @@ package failover
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/shaman-ha/shaman/internal/cluster"
 	"pgregory.net/rapid"
@@ -17,6 +19,7 @@ type machine struct {
 	boots   int
 	room    int
 	running map[string]bool
+	coming  map[string]cluster.NodeID     // live migrations that come in: path → source
 	claims  map[string]cluster.ResourceID // action → the name of what it renamed; forgotten by a restart
 }
 
@@ -30,8 +33,11 @@ func (m *machine) acts() bool {
 }
 
 func (m *machine) powerOff() {
-	m.on, m.session, m.running, m.claims = false, false, map[string]bool{}, nil
+	m.on, m.session, m.running, m.claims, m.coming = false, false, map[string]bool{}, nil, nil
 	delete(m.w.recovering, m.id)
+	for _, o := range m.w.machines {
+		maps.DeleteFunc(o.coming, func(_ string, from cluster.NodeID) bool { return from == m.id })
+	}
 }
 
 func (m *machine) powerOn() {
@@ -105,9 +111,90 @@ func (m *machine) admit() {
 	m.session = true
 	w.putAlive(m)
 	for _, res := range w.repos[m.id].res {
-		if reboot && res.ShouldRun() && res.Waiting == "" {
-			m.running[res.Path] = true // at home before the boot
+		if reboot && res.ShouldRun() && res.Waiting == "" && res.Migrating == "" {
+			if _, said := m.elsewhere(res.Path); !said {
+				m.running[res.Path] = true // at home before the boot
+			}
 		}
+	}
+	m.say()
+}
+
+// say publishes what runs here, or comes in, without being in the own repository.
+func (m *machine) say() {
+	if !m.acts() {
+		return
+	}
+	r := m.w.nodes[m.id].Value
+	var own map[cluster.ResourceID]cluster.Resource
+	if d := m.w.repos[m.id]; d != nil {
+		own = d.res
+	}
+	mine := map[string]bool{}
+	for _, res := range own {
+		mine[res.Path] = true
+	}
+	var words []cluster.RunningVE
+	for _, path := range m.w.all {
+		_, coming := m.coming[path]
+		if (m.running[path] || coming) && !mine[path] {
+			words = append(words, cluster.RunningVE{Path: path, Unsure: !m.running[path]})
+		}
+	}
+	if !slices.Equal(words, r.Elsewhere.VEs) {
+		r.Elsewhere.VEs = words
+		m.w.putNode(m.id, r)
+	}
+}
+
+// elsewhere tells whether another node says that it runs a VE, or may.
+func (m *machine) elsewhere(path string) (on cluster.NodeID, said bool) {
+	for n, e := range m.w.nodes {
+		_, alive := m.w.alive[n]
+		harmless := !alive && m.w.sealed(n, e.Value.Incarnation)
+		if n != m.id && !harmless && slices.ContainsFunc(e.Value.Elsewhere.VEs, func(v cluster.RunningVE) bool { return v.Path == path }) {
+			return n, true
+		}
+	}
+	return "", false
+}
+
+// startByHand starts a VE that runs nowhere on a machine that need not own it.
+func (m *machine) startByHand(path string) {
+	for _, o := range m.w.machines {
+		if _, coming := o.coming[path]; coming || o.running[path] {
+			return
+		}
+	}
+	m.running[path] = true
+	m.say()
+}
+
+// migrate begins a live migration to another machine.
+func (m *machine) migrate(to *machine, path string) {
+	if _, said := m.elsewhere(path); m == to || !m.running[path] || said {
+		return
+	}
+	if to.coming == nil {
+		to.coming = map[string]cluster.NodeID{}
+	}
+	to.coming[path] = m.id
+	to.say()
+	m.rescan()
+}
+
+// arrive ends one live migration that comes in, well or not.
+func (m *machine) arrive(well bool) {
+	for _, path := range slices.Sorted(maps.Keys(m.coming)) {
+		from := m.w.machines[m.coming[path]]
+		delete(m.coming, path)
+		if well && from.running[path] {
+			delete(from.running, path)
+			m.running[path] = true
+		}
+		m.say()
+		from.rescan()
+		return
 	}
 }
 
@@ -119,15 +206,33 @@ func (m *machine) rescan() {
 		return
 	}
 	for id, r := range own.res {
-		if m.running[r.Path] && r.Waiting != "" {
-			r.Waiting = ""
+		if on, said := m.elsewhere(r.Path); !m.running[r.Path] {
+			switch {
+			case said:
+				r.Migrating = on
+			case r.Migrating != "":
+				r.Migrating = ""
+				if r.Want == cluster.WantRunning && r.Waiting == "" {
+					r.Waiting = "it is not there any more"
+				}
+			}
 			own.res[id] = r
+			continue
 		}
+		r.Want, r.Waiting, r.Migrating = cluster.WantRunning, "", ""
+		for n, o := range m.w.machines {
+			if _, coming := o.coming[r.Path]; coming {
+				r.Migrating = n
+			}
+		}
+		own.res[id] = r
 	}
+	m.say()
 }
 
-// answer tells what runs here without being in the own repository: nothing.
+// answer tells what runs here without being in the own repository.
 func (m *machine) answer() {
+	m.say()
 	if m.acts() {
 		r := m.w.nodes[m.id].Value
 		r.Elsewhere.Asked = m.w.rev
@@ -210,14 +315,22 @@ func (m *machine) take(e cluster.Versioned[cluster.Action], own *dir) {
 // bring registers and perhaps starts what lies in the own repository.
 func (m *machine) bring(e cluster.Versioned[cluster.Action], own *dir, id cluster.ResourceID) {
 	r, there := own.res[id]
+	_, said := m.elsewhere(r.Path)
 	switch {
 	case !there:
 		m.finish(e, cluster.OutcomeGone, "")
-	case m.fails():
-		delete(m.running, r.Path)
+	case e.Value.Start && said:
+		r.Waiting = "by the word of another node it runs there"
+		own.res[id] = r
+		e.Value.Waiting = r.Waiting
+		m.finish(e, cluster.OutcomeRegistered, id)
+	case !m.running[r.Path] && m.fails():
 		m.finish(e, cluster.OutcomeFailed, id)
 	case !e.Value.Start:
-		r.Waiting = e.Value.Waiting
+		if r.Waiting = e.Value.Waiting; r.Waiting == "" && r.ShouldRun() && !m.running[r.Path] {
+			r.Waiting = "it does not run here any more"
+			e.Value.Waiting = r.Waiting
+		}
 		own.res[id] = r
 		m.finish(e, cluster.OutcomeRegistered, id)
 	default:
@@ -236,15 +349,28 @@ func (m *machine) errand(e cluster.Versioned[cluster.Action], own *dir) {
 	a := e.Value
 	r, there := own.res[a.Resource]
 	switch {
+	case !there && a.Verb == cluster.VerbAdopt:
+		b, broken := m.w.broken[a.Path]
+		if !broken || !m.running[a.Path] {
+			m.finish(e, cluster.OutcomeRefused, "")
+			return
+		}
+		delete(m.w.broken, a.Path)
+		own.res[a.Resource] = b
+		m.finish(e, cluster.OutcomeOK, "")
 	case !there:
 		m.finish(e, cluster.OutcomeGone, "")
 	case a.Verb == cluster.VerbStart:
 		m.bring(e, own, a.Resource)
-	case a.Verb == cluster.VerbGiveBack && m.running[r.Path] && !a.Stop:
+	case a.Verb == cluster.VerbAdopt:
+		m.finish(e, cluster.OutcomeOK, "") // done before
+	case a.Verb == cluster.VerbGiveBack && m.running[r.Path] && (!a.Stop || a.Adopt):
 		m.finish(e, cluster.OutcomeRefused, "")
 	case a.Verb == cluster.VerbGiveBack:
 		// The rename and the answer are two steps: the daemon may die in between.
 		delete(m.running, r.Path)
+		r.Migrating = ""
+		own.res[a.Resource] = r
 		zero := cluster.PoolID{Node: m.id}
 		if m.w.pools[zero] == nil {
 			m.w.pools[zero] = &dir{res: map[cluster.ResourceID]cluster.Resource{}}
@@ -262,6 +388,7 @@ func (m *machine) errand(e cluster.Versioned[cluster.Action], own *dir) {
 	case a.Verb == cluster.VerbBreak:
 		delete(m.running, r.Path)
 		delete(own.res, a.Resource)
+		r.ID = a.Resource
 		m.w.broken[r.Path] = r
 		m.finish(e, cluster.OutcomeBroken, "")
 	default:
@@ -276,4 +403,7 @@ func (w *world) move(from *dir, id cluster.ResourceID, to *dir, as cluster.Resou
 	}
 	to.res[as] = from.res[id]
 	delete(from.res, id)
+	for _, n := range slices.Sorted(maps.Keys(w.machines)) {
+		w.machines[n].say()
+	}
 }

@@ -174,8 +174,25 @@ func (w *world) events() map[string]func(*rapid.T) {
 			}
 			w.step(rapid.SampledFrom(w.former).Draw(w.t, "which"))
 		},
+		"started by hand": func(*rapid.T) { w.withPath(func(path string) { w.any("on", acting).startByHand(path) }) },
+		"a live migration begins": func(*rapid.T) {
+			w.withPath(func(path string) {
+				w.any("from", func(m *machine) bool { return m.running[path] && m.acts() }).migrate(w.any("to", acting), path)
+			})
+		},
+		"a live migration ends": func(*rapid.T) {
+			w.any("to", func(m *machine) bool { return len(m.coming) > 0 }).arrive(rapid.IntRange(0, 2).Draw(w.t, "fails") > 0)
+		},
 		"relocate": func(*rapid.T) { w.relocate(w.any("from", acting), w.any("to", anyMachine)) },
 	}
+}
+
+// withPath does something to one of the VEs.
+func (w *world) withPath(f func(path string)) {
+	if len(w.all) == 0 {
+		w.t.Skip("no VEs")
+	}
+	f(rapid.SampledFrom(w.all).Draw(w.t, "VE"))
 }
 
 // settle ends the faults and gives everything time.
@@ -228,6 +245,9 @@ func (w *world) elapse(stayOff map[cluster.NodeID]bool) {
 			m.comeBack(true) // all else of admission is done
 		}
 		m.admit()
+		for len(m.coming) > 0 {
+			m.arrive(false)
+		}
 		m.rescan()
 		if m.acts() && w.nodes[n].Value.Elsewhere.Asked < w.newest() {
 			m.answer()
@@ -266,16 +286,45 @@ func (w *world) atRest() {
 			w.t.Fatalf("%s was forgotten in the pool directory %s", id, p)
 		}
 	}
+	for n, m := range w.machines {
+		for path := range m.running {
+			if m.acts() && !slices.ContainsFunc(slices.Collect(maps.Values(w.repos[n].res)), func(r cluster.Resource) bool { return r.Path == path }) && w.owner(path) {
+				w.t.Fatalf("%s runs on %s, which does not own it", path, nick(n))
+			}
+		}
+	}
 	for n, d := range w.repos {
 		for id, r := range d.res {
 			switch {
 			case !w.machines[n].acts() && w.nodes[n].Value.Stopped == cluster.NotStopped:
 				w.t.Fatalf("%s lies in the repository of %s, which is not alive", id, nick(n))
-			case r.ShouldRun() && r.Waiting == "" && !w.machines[n].running[r.Path]:
+			case r.ShouldRun() && r.Waiting == "" && !w.runs(r.Path) && w.machines[n].acts():
 				w.t.Fatalf("%s on %s should run, does not, and does not say why", id, nick(n))
 			}
 		}
 	}
+}
+
+// owner tells whether who owns a VE could let go of it: nobody does for a daemon
+// that is stopped.
+func (w *world) owner(path string) bool {
+	for n, d := range w.repos {
+		for _, r := range d.res {
+			if r.Path == path {
+				return w.machines[n].acts()
+			}
+		}
+	}
+	return true
+}
+
+func (w *world) runs(path string) bool {
+	for _, m := range w.machines {
+		if m.running[path] {
+			return true
+		}
+	}
+	return false
 }
 
 func TestTheWorldKeepsItsPromisesAndComesToRest(t *testing.T) {

@@ -252,7 +252,12 @@ func (l ledger) swap(s cluster.Swap) error {
 		if !ok || now.Mod != s.Old.Mod {
 			return cluster.ErrConflict
 		}
-		if now.Value.State == cluster.ActionClaimed && !w.sealed(now.Value.Node, now.Value.Inc) {
+		if s.NodeMod != 0 && w.nodes[now.Value.Node].Mod != s.NodeMod {
+			return cluster.ErrConflict
+		}
+		// A daemon that was stopped on purpose carries nothing out while it stays so.
+		left := s.NodeMod != 0 && w.nodes[now.Value.Node].Value.Stopped != cluster.NotStopped
+		if now.Value.State == cluster.ActionClaimed && !left && !w.sealed(now.Value.Node, now.Value.Inc) {
 			w.t.Fatalf("%s was marked and is replaced before incarnation %d of its node is sealed: %s", key(now.Value), now.Value.Inc, swapLine(s))
 		}
 	}
@@ -349,6 +354,9 @@ func (m mount) Census(context.Context) (cluster.Census, error) {
 	c := cluster.Census{Repositories: map[cluster.NodeID]cluster.Listing{}}
 	for n, d := range m.w.repos {
 		c.Repositories[n] = d.listing(n, cluster.PoolID{})
+	}
+	for _, path := range slices.Sorted(maps.Keys(m.w.broken)) {
+		c.Broken = append(c.Broken, cluster.BrokenResource{Resource: m.w.broken[path]})
 	}
 	return c, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/shaman-ha/shaman/internal/cluster"
 	"golang.org/x/sync/errgroup"
@@ -48,17 +49,29 @@ func (s *Set) driver(k cluster.Kind) (Driver, error) {
 	return d, nil
 }
 
-// List returns the VEs of all drivers, or an error if one of them cannot be asked.
+// List returns the VEs of all drivers. Of those that cannot be asked the error, a
+// *cluster.UnansweredError, tells the kinds: of others the list is whole. All are
+// asked at the same time, so that one that hangs costs the others nothing but
+// the end of ctx.
 func (s *Set) List(ctx context.Context) ([]cluster.VE, error) {
-	var out []cluster.VE
-	for _, d := range s.drivers {
-		ves, err := d.List(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("driver %s: %w", d.Name(), err)
-		}
-		out = append(out, ves...)
+	lists, errs := make([][]cluster.VE, len(s.drivers)), make([]error, len(s.drivers))
+	var wg sync.WaitGroup
+	for i, d := range s.drivers {
+		wg.Go(func() { lists[i], errs[i] = d.List(ctx) })
 	}
-	return out, nil
+	wg.Wait()
+	un := &cluster.UnansweredError{}
+	for i, d := range s.drivers {
+		if errs[i] != nil {
+			un.Kinds = append(un.Kinds, d.Kinds()...)
+			errs[i] = fmt.Errorf("driver %s: %w", d.Name(), errs[i])
+		}
+	}
+	if len(un.Kinds) > 0 {
+		un.Err = errors.Join(errs...)
+		return slices.Concat(lists...), un
+	}
+	return slices.Concat(lists...), nil
 }
 
 // Register makes a VE known here.

@@ -92,6 +92,9 @@ func (m *Members) admissionOps(a cluster.Admission, rec cluster.NodeRecord, raw 
 		rec.Name = a.Name
 		rec.NoteCrash(a.At, a.CrashLimit)
 	}
+	if rec.BootID != a.BootID || rec.Incarnation != a.Incarnation {
+		rec.Elsewhere = cluster.Elsewhere{} // of another life; the next failover asks anew
+	}
 	rec.V = cluster.RecordVersion
 	rec.Incarnation = a.Incarnation
 	rec.BootID, rec.HardwareID = a.BootID, a.HardwareID
@@ -101,7 +104,6 @@ func (m *Members) admissionOps(a cluster.Admission, rec cluster.NodeRecord, raw 
 	rec.Serial = serial
 	rec.Released = 0
 	rec.Watchdog = a.Watchdog
-	rec.Elsewhere = cluster.Elsewhere{} // of another life; the next failover asks anew
 	node, err := etcd.Merge(raw, rec)
 	if err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -86,6 +87,8 @@ type Usage struct {
 	Usage     cluster.Usage
 	Resources map[cluster.Kind]int
 	Differs   map[cluster.ResourceID]cluster.VEState
+	Drift     []cluster.Drift
+	Drifts    map[cluster.DriftClass]int
 }
 
 // Settings are the cluster-wide parameters that concern a node's life.
@@ -427,7 +430,7 @@ func (n *Node) publish(ctx context.Context, a Admitted) error {
 	for {
 		now := n.aliveRecord(a)
 		age := time.Since(at)
-		due := first || now.Mount != sent.Mount || age >= publishSoon && !maps.Equal(now.Differs, sent.Differs) ||
+		due := first || now.Mount != sent.Mount || age >= publishSoon && (!maps.Equal(now.Differs, sent.Differs) || !slices.Equal(now.Drift, sent.Drift) || !maps.Equal(now.Drifts, sent.Drifts)) ||
 			(age >= publishEvery || !seemsFull(sent)) && changed(sent, now)
 		if due {
 			err := n.Members.PutAlive(ctx, n.Self, a.Lease.ID(), now)
@@ -453,7 +456,7 @@ func (n *Node) aliveRecord(a Admitted) cluster.AliveRecord {
 	u := n.Usage()
 	return cluster.AliveRecord{
 		Incarnation: a.Incarnation, BootID: n.BootID, Nonce: n.Nonce,
-		Capacity: u.Capacity, Usage: u.Usage, Resources: u.Resources, Differs: u.Differs,
+		Capacity: u.Capacity, Usage: u.Usage, Resources: u.Resources, Differs: u.Differs, Drift: u.Drift, Drifts: u.Drifts,
 		Mount: n.Heart.Mount(), Kinds: n.Hypervisor.Kinds(), Version: n.Version,
 	}
 }

@@ -75,7 +75,11 @@ func (n *Node) step(ctx context.Context, l Lease) (rec cluster.RecoveringRecord,
 	// A new boot of the same machine proves that the one before is over. One of
 	// another machine (a disk that was moved, or copied) proves nothing.
 	moved := newBoot && known.HardwareID != "" && known.HardwareID != n.HardwareID
-	rec.Clean, err = n.prepare(ctx, newBoot)
+	// A daemon that was restarted under running VEs. Nothing of this node was taken over
+	// meanwhile, so what runs here and is another's by now came here since, by hand or by a
+	// live migration: it is told to the others, and not stopped.
+	sameLife := !newBoot && mem.Incarnation == known.Incarnation && mem.Closed < known.Incarnation
+	rec.Clean, err = n.prepare(ctx, newBoot, sameLife)
 	if err != nil {
 		return rec, a, err
 	}
@@ -147,7 +151,7 @@ func (n *Node) incarnation(ctx context.Context, known cluster.NodeRecord, mem me
 // prepare does all else that admission needs: the hypervisor answers, VEs that
 // moved away are stopped and forgotten here, and autostart is off for what is
 // ours. clean tells that nothing of the own repository runs, and no job is queued.
-func (n *Node) prepare(ctx context.Context, newBoot bool) (clean bool, err error) {
+func (n *Node) prepare(ctx context.Context, newBoot, sameLife bool) (clean bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, n.Settings().ActionTimeout)
 	defer cancel()
 	if newBoot {
@@ -179,6 +183,7 @@ func (n *Node) prepare(ctx context.Context, newBoot bool) (clean bool, err error
 				}
 			}
 			clean = clean && v.State == cluster.VEStopped
+		case away && sameLife && v.State != cluster.VEStopped:
 		case away:
 			if err := n.dropMoved(ctx, v, where); err != nil {
 				return false, err
@@ -356,10 +361,8 @@ func (n *Node) quiesce(ctx context.Context, inc cluster.Incarnation, reason erro
 
 // stopOurs stops all VEs that this node has to let go of.
 func (n *Node) stopOurs(ctx context.Context, force bool) error {
-	ves, err := n.Hypervisor.List(ctx)
-	if err != nil {
-		return err
-	}
+	// Of what can be asked all is stopped, also if something else cannot.
+	ves, unasked := n.Hypervisor.List(ctx)
 	ours, _ := n.ours(ctx)
 	done := make(chan error, len(ves))
 	waiting := 0
@@ -370,7 +373,7 @@ func (n *Node) stopOurs(ctx context.Context, force bool) error {
 		waiting++
 		go func() { done <- n.Hypervisor.Stop(ctx, v.Kind, v.Path, force) }()
 	}
-	var errs []error
+	errs := []error{unasked}
 	for range waiting {
 		if err := <-done; err != nil && !errors.Is(err, cluster.ErrNoVE) {
 			errs = append(errs, err)

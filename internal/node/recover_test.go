@@ -104,6 +104,41 @@ func TestAdmissionBringsAndKeepsWhatItNeeds(t *testing.T) {
 	}
 }
 
+// A daemon that is restarted finds VEs that were started by hand or migrated here.
+func TestARestartedDaemonLeavesWhatCameHereAlone(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		change func(*site)
+		stays  bool
+	}{
+		{name: "in the same life", change: func(*site) {}, stays: true},
+		{name: "after a boot", change: func(s *site) { s.BootID = "another boot" }},
+		{name: "after it was taken over", change: func(s *site) { must(t, s.State.update(func(m *memory) { m.Incarnation = 2 })) }},
+		{name: "after it stopped everything for a fence", change: func(s *site) {
+			must(t, s.State.update(func(m *memory) { m.Closed = 3 }))
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newSite(t)
+			must(t, s.State.update(func(m *memory) { m.Incarnation = 3 }))
+			s.hv.Run("/ve/theirs", def("uuid-theirs"))
+			s.hv.Run("/ve/left", def("uuid-left"))
+			s.hv.End("/ve/left", cluster.CauseStop)
+			s.mount.census = cluster.Census{Repositories: map[cluster.NodeID]cluster.Listing{
+				self: listing(3), other: listing(1, res("ct-theirs", "/ve/theirs"), res("ct-left", "/ve/left")),
+			}}
+			tt.change(s)
+			_, _, _ = s.step(t.Context(), s.lease) // some of them wait for the master, after that
+			if s.hv.Running("/ve/theirs") != tt.stays {
+				t.Errorf("runs %v, want %v", s.hv.Running("/ve/theirs"), tt.stays)
+			}
+			if s.hv.Registered("/ve/left") {
+				t.Error("a VE that is stopped, and another node's, is still registered")
+			}
+		})
+	}
+}
+
 func TestVEsThatMovedAway(t *testing.T) {
 	s := newSite(t)
 	for _, name := range []string{"mine", "mine-down", "theirs", "pooled", "broken", "nobodys"} {
@@ -124,7 +159,7 @@ func TestVEsThatMovedAway(t *testing.T) {
 		Pools:  map[cluster.PoolID]cluster.Listing{{Node: self, Incarnation: 2}: listing(2, res("ct-pooled", "/ve/pooled"))},
 		Broken: []cluster.BrokenResource{{Resource: res("ct-broken", "/ve/broken")}},
 	}
-	clean, err := s.prepare(t.Context(), false)
+	clean, err := s.prepare(t.Context(), false, false)
 	must(t, err)
 	if clean {
 		t.Error("clean, while VEs of the own repository run")
@@ -187,7 +222,7 @@ func TestCleanMeansThatNothingOfMineRuns(t *testing.T) {
 	s.hv.Run("/ve/nobodys", def(""))
 	s.mount.census.Repositories[self] = listing(3, res("ct-mine", "/ve/mine"))
 	for _, want := range []bool{false, true} {
-		if clean, err := s.prepare(t.Context(), false); err != nil || clean != want {
+		if clean, err := s.prepare(t.Context(), false, false); err != nil || clean != want {
 			t.Errorf("clean %v, %v; want %v", clean, err, want)
 		}
 		s.hv.End("/ve/mine", cluster.CauseUnknown)
@@ -199,7 +234,7 @@ func TestOnlyANewBootIgnoresWhatWasThere(t *testing.T) {
 		s := newSite(t)
 		asked, why := false, errors.New("cannot keep the list")
 		s.IgnoreNow = func(context.Context) error { asked = true; return why }
-		_, err := s.prepare(t.Context(), newBoot)
+		_, err := s.prepare(t.Context(), newBoot, false)
 		if asked != newBoot || errors.Is(err, why) != newBoot {
 			t.Errorf("new boot %v: asked %v, error %v", newBoot, asked, err)
 		}

@@ -223,14 +223,22 @@ func (s *Store) Owners(ctx context.Context) ([]cluster.NodeID, error) {
 }
 
 // Census reads all repositories, the pool and broken.
-func (s *Store) Census(ctx context.Context) (Census, error) {
+func (s *Store) Census(ctx context.Context) (Census, error) { return s.census(ctx, false) }
+
+// FreshCensus is Census for what decides: each directory is listed until two
+// listings agree, past what the file system has cached. What moves from one
+// directory to another meanwhile can be missed all the same, so where it counts
+// that something is nowhere, two of them have to agree.
+func (s *Store) FreshCensus(ctx context.Context) (Census, error) { return s.census(ctx, true) }
+
+func (s *Store) census(ctx context.Context, forced bool) (Census, error) {
 	c := Census{Repositories: map[cluster.NodeID]Listing{}, Pools: map[cluster.PoolID]Listing{}}
 	owners, err := s.Owners(ctx)
 	if err != nil {
 		return c, err
 	}
 	for _, n := range owners {
-		l, err := s.Repository(ctx, n, false)
+		l, err := s.Repository(ctx, n, forced)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -246,7 +254,7 @@ func (s *Store) Census(ctx context.Context) (Census, error) {
 		return c, err
 	}
 	for _, p := range pools {
-		l, err := s.Pool(ctx, p, false)
+		l, err := s.Pool(ctx, p, forced)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

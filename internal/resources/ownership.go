@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -376,122 +375,8 @@ func (s *Store) MarkDone(ctx context.Context, p cluster.PoolID) error {
 	})
 }
 
-// Broken lists the quarantine.
-func (s *Store) Broken(ctx context.Context) ([]BrokenResource, error) {
-	return fetch(ctx, s, "list broken resources", func() ([]BrokenResource, error) {
-		all, err := names(s.brokenDir())
-		if err != nil {
-			return nil, err
-		}
-		var out []BrokenResource
-		for _, name := range all {
-			if strings.HasSuffix(name, reasonSuffix) {
-				continue
-			}
-			b := BrokenResource{File: filepath.Join(s.brokenDir(), name)}
-			b.Resource, b.Err = parseFile(b.File, name)
-			b.Resource.ID = cluster.ResourceID(name)
-			b.Resource.Kind = b.Resource.ID.Kind()
-			if data, err := readBounded(b.File + reasonSuffix); err == nil {
-				if err := json.Unmarshal(data, &b.Reason); err != nil && b.Err == nil {
-					b.Err = fmt.Errorf("read %s.reason: %w", b.File, err)
-				}
-			}
-			out = append(out, b)
-		}
-		return out, nil
-	})
-}
-
-// MarkBroken moves a file, byte for byte, from the own repository or a sealed
-// one into quarantine, with the reason beside it. The right to a name there is
-// won by creating the reason first; a loser adds "~<host id>".
-func (s *Store) MarkBroken(ctx context.Context, from Place, name string, why cluster.BrokenReason) error {
-	data, err := json.MarshalIndent(why, "", "  ")
-	if err != nil {
-		return fmt.Errorf("encode the reason: %w", err)
-	}
-	dir := s.poolDir(from.Pool)
-	if from.Pool == (cluster.PoolID{}) {
-		dir = s.RepositoryDir(from.Node)
-	}
-	busy := []string{filepath.Join(dir, name), filepath.Join(s.brokenDir(), name), filepath.Join(s.brokenDir(), suffixed(name, why.Node))}
-	return s.alter(ctx, "quarantine "+name, busy, func() error {
-		s.at("broken:before")
-		if from.Pool == (cluster.PoolID{}) {
-			if err := s.mustOwn(from.Node, from.Incarnation); err != nil {
-				return err
-			}
-		}
-		if there, err := exists(filepath.Join(dir, name)); err != nil {
-			return err
-		} else if !there {
-			return ErrGone
-		}
-		as, err := s.winBroken(name, why.Node, append(data, '\n'))
-		if err != nil {
-			return err
-		}
-		if err := s.move(filepath.Join(dir, name), filepath.Join(s.brokenDir(), as)); err != nil {
-			if errors.Is(err, errNowhere) {
-				err = ErrGone
-			}
-			return err
-		}
-		if err := errors.Join(syncDir(s.brokenDir()), syncDir(dir)); err != nil {
-			return err
-		}
-		s.at("broken:after")
-		return nil
-	})
-}
-
 // Place is where a resource file lies.
 type Place = cluster.Place
-
-// winBroken returns the name in broken that the caller has won.
-func (s *Store) winBroken(name string, node cluster.NodeID, reason []byte) (string, error) {
-	as := []string{name, suffixed(name, node)}
-	if strings.HasSuffix(name, reasonSuffix) || len(name)+len(reasonSuffix) > maxFileName {
-		as = as[1:] // it would be taken for a reason, or leave no room for its own
-	}
-	for _, as := range as {
-		won, err := s.winName(as, node, reason)
-		if err != nil || won {
-			return as, err
-		}
-	}
-	return "", ErrTaken
-}
-
-// winName wins a name by creating the reason. A resource that lies there
-// without a reason keeps its place too, since rename replaces.
-func (s *Store) winName(as string, node cluster.NodeID, reason []byte) (bool, error) {
-	file := filepath.Join(s.brokenDir(), as)
-	err := createSynced(file+reasonSuffix, reason)
-	fresh := err == nil
-	if !fresh && !errors.Is(err, fs.ErrExist) {
-		return false, err
-	}
-	there, err := exists(file)
-	switch {
-	case err != nil:
-		return false, err
-	case fresh && there:
-		return false, os.Remove(file + reasonSuffix)
-	case fresh:
-		return true, nil
-	case there:
-		return false, nil
-	}
-	var left cluster.BrokenReason
-	data, err := readBounded(file + reasonSuffix)
-	if err != nil || json.Unmarshal(data, &left) != nil || left.Node != node {
-		return false, nil // somebody else's, who may be writing it just now
-	}
-	// Left over from an attempt of this node that ended half way.
-	return true, writeFile(s.brokenDir(), as+reasonSuffix, reason)
-}
 
 const (
 	reasonSuffix = ".reason"

@@ -25,6 +25,26 @@ func (r *Repository) List(ctx context.Context, forced bool) (cluster.Listing, er
 // Census reads everything that the mount holds.
 func (r *Repository) Census(ctx context.Context) (cluster.Census, error) { return r.store.Census(ctx) }
 
+// FreshCensus reads it past all caches, for what decides.
+func (r *Repository) FreshCensus(ctx context.Context) (cluster.Census, error) {
+	return r.store.FreshCensus(ctx)
+}
+
+// Absent tells whether there is nothing at a VE's path.
+func (r *Repository) Absent(ctx context.Context, path string) (bool, error) {
+	return r.store.Absent(ctx, path)
+}
+
+// ClaimBroken takes a resource out of quarantine into the repository.
+func (r *Repository) ClaimBroken(ctx context.Context, inc cluster.Incarnation, id cluster.ResourceID, path string) (cluster.ResourceID, error) {
+	return r.store.ClaimBroken(ctx, r.self, inc, id, path)
+}
+
+// DropBroken deletes a quarantined resource whose VE is not there any more.
+func (r *Repository) DropBroken(ctx context.Context, id cluster.ResourceID, path string) error {
+	return r.store.DropBroken(ctx, id, path)
+}
+
 // Look reads one resource fresh, if the repository is of incarnation inc
 // (ErrSealed) and holds it (ErrGone).
 func (r *Repository) Look(ctx context.Context, inc cluster.Incarnation, id cluster.ResourceID) (cluster.Resource, error) {

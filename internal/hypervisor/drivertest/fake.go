@@ -23,6 +23,9 @@ type Definition struct {
 	Memory    cluster.Bytes
 	UUID      string
 	Stubborn  bool // ignores a graceful stop
+	Unsure    bool // whether it runs is not known, as of a migration that comes in
+	Unfit     string
+	Stale     bool // until it is saved
 }
 
 // Fault is what happens to the next calls of one verb on one VE.
@@ -221,14 +224,17 @@ func (f *Fake) List(ctx context.Context) ([]cluster.VE, error) {
 		d := f.defs[path]
 		e := cluster.VE{
 			Kind: d.Kind, Name: filepath.Base(path), Path: path, UUID: d.UUID, State: cluster.VEStopped,
-			HA: !d.NoHA, Autostart: d.Autostart, Priority: d.Priority, Memory: d.Memory,
+			HA: !d.NoHA && d.Unfit == "", Unfit: d.Unfit, Stale: d.Stale, Autostart: d.Autostart, Priority: d.Priority, Memory: d.Memory,
 		}
 		if e.Kind == "" {
 			e.Kind = cluster.KindCT
 		}
-		if v.running {
+		switch {
+		case d.Unsure:
+			e.State = cluster.VEUnknown
+		case v.running:
 			e.State = cluster.VERunning
-		} else {
+		default:
 			e.Cause = v.cause
 		}
 		out = append(out, e)
@@ -374,11 +380,17 @@ func (f *Fake) Configure(ctx context.Context, path string, p cluster.VEParams) e
 	return nil
 }
 
-// Save implements hypervisor.Driver: a fake VE has nothing to keep.
+// Save implements hypervisor.Driver.
 func (f *Fake) Save(ctx context.Context, path string) error {
-	if err := f.enter(ctx, "save", path, func() {}); err != nil {
+	do := func() {
+		if d := f.defs[path]; d != nil {
+			d.Stale = false
+		}
+	}
+	if err := f.enter(ctx, "save", path, do); err != nil {
 		return err
 	}
-	f.mu.Unlock()
+	defer f.mu.Unlock()
+	do()
 	return nil
 }

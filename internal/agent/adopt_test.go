@@ -1,0 +1,326 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/shaman-ha/shaman/internal/cluster"
+	"github.com/shaman-ha/shaman/internal/hypervisor/drivertest"
+)
+
+func TestAdopt(t *testing.T) {
+	runs := func(s *site) { s.hv.Run("/ve/web", drivertest.Definition{}) }
+	tests := []struct {
+		name  string
+		given []func(*site)
+		force bool
+		want  cluster.Outcome
+		error string
+		own   bool // it is in the own repository afterwards
+	}{
+		{name: "what runs here comes out of quarantine", given: []func(*site){runs, breakWeb}, want: cluster.OutcomeOK, own: true},
+		{name: "what runs here and has no resource gets one", given: []func(*site){runs}, want: cluster.OutcomeOK, own: true},
+		{name: "what does not run here stays", given: []func(*site){runs, breakWeb, endWeb}, want: cluster.OutcomeRefused, error: "does not run here"},
+		{name: "unless an operator wants it", given: []func(*site){runs, breakWeb, endWeb}, force: true, want: cluster.OutcomeOK, own: true},
+		{name: "what may run here or not stays", given: []func(*site){func(s *site) { s.hv.Run("/ve/web", drivertest.Definition{Unsure: true}) }, breakWeb}, want: cluster.OutcomeRefused, error: "does not run here"},
+		{name: "what is not known here stays", given: []func(*site){breakWeb}, want: cluster.OutcomeRefused, error: "does not know"},
+		{name: "what cannot be highly available stays", given: []func(*site){func(s *site) { s.hv.Run("/ve/web", drivertest.Definition{Unfit: "disk /root/x"}) }}, want: cluster.OutcomeRefused, error: "disk /root/x"},
+		{name: "what runs elsewhere too stays", given: []func(*site){runs, breakWeb, func(s *site) { s.words["/ve/web"] = []cluster.NodeID{other} }}, want: cluster.OutcomeRefused, error: string(other)},
+		{name: "what another node owns stays", given: []func(*site){runs, func(s *site) { s.repo.others["ct-x"] = cluster.Resource{ID: "ct-x", Path: "/ve/web"} }}, want: cluster.OutcomeRefused, error: "repository of node " + string(other)},
+		{name: "what waits in the pool stays", given: []func(*site){runs, func(s *site) { s.pooled(web) }}, want: cluster.OutcomeRefused, error: "pool directory"},
+		{name: "done twice it is there once", given: []func(*site){runs, func(s *site) { s.ownVE(web, cluster.WantRunning) }}, want: cluster.OutcomeOK, own: true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, s *site) {
+				for _, g := range tt.given {
+					g(s)
+				}
+				a := action(cluster.VerbAdopt, web)
+				a.Path, a.Force = "/ve/web", tt.force
+				got := s.do(t, a)
+				if got.Outcome != tt.want || !strings.Contains(got.Error, tt.error) {
+					t.Errorf("answer %s, %q; want %s, %q", got.Outcome, got.Error, tt.want, tt.error)
+				}
+				if have := s.repo.get(web).Path == "/ve/web"; have != tt.own {
+					t.Errorf("in the own repository: %v, want %v", have, tt.own)
+				}
+				if n := s.hv.Starts("/ve/web"); n != 0 {
+					t.Errorf("started %d times; an adoption starts nothing", n)
+				}
+			})
+		})
+	}
+}
+
+func breakWeb(s *site) { s.repo.broken[web] = cluster.BrokenReason{Node: other} }
+func endWeb(s *site)   { s.hv.End("/ve/web", cluster.CauseStop) }
+
+// An owner lets go of what runs elsewhere, unless it runs here too.
+func TestLettingGo(t *testing.T) {
+	for state, want := range map[cluster.VEState]cluster.Outcome{cluster.VERunning: cluster.OutcomeRefused, cluster.VEUnknown: cluster.OutcomeRefused, cluster.VEStopped: cluster.OutcomeOK} {
+		bubble(t, func(t *testing.T, s *site) {
+			s.ownVE(web, cluster.WantRunning)
+			s.hv.Run("/ve/web", drivertest.Definition{Unsure: state == cluster.VEUnknown})
+			if state == cluster.VEStopped {
+				endWeb(s)
+			}
+			a := action(cluster.VerbGiveBack, web)
+			a.Adopt, a.To, a.Path = true, other, "/ve/web"
+			if got := s.do(t, a); got.Outcome != want {
+				t.Errorf("%s: %s, %s; want %s", state, got.Outcome, got.Error, want)
+			}
+			if state != cluster.VEStopped && !s.hv.Registered("/ve/web") {
+				t.Errorf("%s: it was unregistered", state)
+			}
+		})
+	}
+}
+
+// By the word of another node it runs there: nothing starts it here.
+func TestAWordKeepsAVEFromBeingStarted(t *testing.T) {
+	bubble(t, func(t *testing.T, s *site) {
+		s.ownVE(web, cluster.WantRunning)
+		s.words["/ve/web"] = []cluster.NodeID{other}
+		got := s.do(t, action(cluster.VerbStart, web))
+		if got.Outcome != cluster.OutcomeRefused || !strings.Contains(got.Error, string(other)) {
+			t.Errorf("an operator's start: %s, %q; want it refused, with the node", got.Outcome, got.Error)
+		}
+		s.bring(t.Context(), &job{id: web, boot: true, start: true})
+		if w := s.repo.get(web).Waiting; !strings.Contains(w, string(other)) {
+			t.Errorf("after the boot it waits for %q; want the node named", w)
+		}
+		s.pooled("ct-db")
+		s.words["/ve/db"] = []cluster.NodeID{other}
+		s.repo.own["ct-db"] = s.repo.pools[pool]["ct-db"]
+		s.bring(t.Context(), s.job(take("ct-db", 0)))
+		said := s.said()
+		if len(said) != 1 || said[0].Outcome != cluster.OutcomeRegistered || !strings.Contains(said[0].Waiting, string(other)) {
+			t.Errorf("a failover's take: %+v; want it registered, waiting", said)
+		}
+		if s.hv.Starts("/ve/web")+s.hv.Starts("/ve/db") != 0 {
+			t.Error("started all the same")
+		}
+	})
+}
+
+func TestRuns(t *testing.T) {
+	s := newSite(t)
+	s.hv.Run("/ve/web", drivertest.Definition{NoHA: true})
+	s.hv.Run("/ve/down", drivertest.Definition{})
+	s.hv.End("/ve/down", cluster.CauseStop)
+	s.hv.Run("/ve/coming", drivertest.Definition{Unsure: true})
+	ask := func(path string) cluster.Outcome {
+		a := action(cluster.VerbRuns, "")
+		a.ID, a.Path, a.Operation = "id"+path, path, "ct"
+		return s.do(t, a).Outcome
+	}
+	got := []cluster.Outcome{ask("/ve/web"), ask("/ve/down"), ask("/ve/coming"), ask("/ve/none")}
+	s.hv.Inject("list", "", drivertest.Fault{Err: cluster.ErrCannotAsk})
+	got = append(got, ask("/ve/none"))
+	want := []cluster.Outcome{cluster.OutcomeStarted, cluster.OutcomeOK, cluster.OutcomeStarted, cluster.OutcomeOK, cluster.OutcomeFailed}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// The classes of drift, each as the five cases of the original's manual and more
+// bring them about.
+func TestDrift(t *testing.T) {
+	s := newSite(t)
+	s.hv.Run("/ve/foreign", drivertest.Definition{})
+	s.repo.others["ct-foreign"] = cluster.Resource{ID: "ct-foreign", Path: "/ve/foreign"}
+	s.hv.Run("/ve/plain", drivertest.Definition{NoHA: true})
+	s.repo.others["ct-plain"] = cluster.Resource{ID: "ct-plain", Path: "/ve/plain"}
+	s.hv.Run("/ve/new", drivertest.Definition{})
+	s.ownVE("ct-orphan", cluster.WantStopped)
+	s.ownVE("ct-lost", cluster.WantStopped)
+	s.repo.absent = map[string]bool{"/ve/lost": true}
+	s.ownVE("ct-off", cluster.WantRunning)
+	s.hv.Run("/ve/off", drivertest.Definition{NoHA: true})
+	s.ownVE("ct-twice", cluster.WantRunning)
+	s.hv.Run("/ve/twice", drivertest.Definition{})
+	s.words["/ve/twice"] = []cluster.NodeID{other}
+	s.repo.broken["ct-broken"] = cluster.BrokenReason{}
+	s.hv.Run("/ve/broken", drivertest.Definition{})
+	if _, err := s.reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]cluster.DriftClass{}
+	for _, d := range s.Report().Drift {
+		got[d.Path] = d.Class
+		if d.Why == "" {
+			t.Errorf("%s of %s without evidence", d.Class, d.Path)
+		}
+	}
+	want := map[string]cluster.DriftClass{
+		"/ve/foreign": cluster.DriftForeign, "/ve/plain": cluster.DriftForeign, "/ve/new": cluster.DriftMissing, "/ve/orphan": cluster.DriftOrphan,
+		"/ve/lost": cluster.DriftBadPath, "/ve/off": cluster.DriftMismatch, "/ve/twice": cluster.DriftDuplicate, "/ve/broken": cluster.DriftForeign,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	words, ok := s.Words()
+	if diff := cmp.Diff([]cluster.RunningVE{{ID: "ct-broken", Path: "/ve/broken"}, {ID: "ct-foreign", Path: "/ve/foreign"}, {ID: "ct-new", Path: "/ve/new"}, {ID: "ct-plain", Path: "/ve/plain"}}, words); !ok || diff != "" {
+		t.Errorf("word %v (-want +got):\n%s", ok, diff)
+	}
+	if m := s.repo.get("ct-twice").Migrating; m != other {
+		t.Errorf("MIGRATING %q, want %q: a failover must not start it a third time", m, other)
+	}
+	delete(s.words, "/ve/twice")
+	if _, err := s.reconcile(t.Context()); err != nil || s.repo.get("ct-twice").Migrating != "" {
+		t.Errorf("MIGRATING %q after the other's word is gone, %v", s.repo.get("ct-twice").Migrating, err)
+	}
+}
+
+// mendAll runs sync or cleanup-broken and returns its report in lines.
+func (s *site) mendAll(t *testing.T, a cluster.Action) (done, left []string, got cluster.Action) {
+	t.Helper()
+	got = s.do(t, a)
+	if got.Report == nil {
+		return nil, nil, got
+	}
+	for _, h := range got.Report.Done {
+		done = append(done, fmt.Sprintf("%s: %s", h.Resource, h.What))
+	}
+	for _, h := range got.Report.Left {
+		left = append(left, fmt.Sprintf("%s: %s", h.Resource, h.What))
+	}
+	return done, left, got
+}
+
+var sorted = cmpopts.SortSlices(func(a, b string) bool { return a < b })
+
+func TestSync(t *testing.T) {
+	given := func(s *site) {
+		s.hv.Run("/ve/new", drivertest.Definition{})
+		s.hv.Run("/ve/defined", drivertest.Definition{})
+		s.hv.End("/ve/defined", cluster.CauseStop)
+		s.ownVE("ct-tuned", cluster.WantRunning)
+		s.hv.Run("/ve/tuned", drivertest.Definition{Priority: 7, Memory: 5, Stale: true})
+		s.ownVE("ct-orphan", cluster.WantStopped)
+		s.ownVE("ct-lost", cluster.WantStopped)
+		s.repo.absent = map[string]bool{"/ve/lost": true}
+		s.repo.broken["ct-up"] = cluster.BrokenReason{}
+		s.hv.Run("/ve/up", drivertest.Definition{})
+		s.hv.Run("/ve/away", drivertest.Definition{})
+		s.repo.others["ct-away"] = cluster.Resource{ID: "ct-away", Path: "/ve/away"}
+		s.hv.Run("/ve/plain", drivertest.Definition{NoHA: true})
+	}
+	wantDone := []string{
+		"ct-new: it had no resource, and has one now", "ct-defined: it had no resource, and has one now",
+		"ct-up: it runs here, and is out of quarantine now",
+		"ct-tuned: its parameters are the VE's now: PRIORITY 0 → 7, MEMORY 0 → 5",
+		"ct-orphan: its VE is registered here again, stopped", "ct-lost: there is nothing at its path /ve/lost: it went into quarantine",
+	}
+	for _, dry := range []bool{true, false} {
+		bubble(t, func(t *testing.T, s *site) {
+			given(s)
+			a := action(cluster.VerbSync, "")
+			a.DryRun = dry
+			done, left, got := s.mendAll(t, a)
+			if got.Outcome != cluster.OutcomeOK {
+				t.Fatalf("dry %v: %s, %s", dry, got.Outcome, got.Error)
+			}
+			if diff := cmp.Diff(wantDone, done, sorted); diff != "" {
+				t.Errorf("dry %v: done (-want +got):\n%s", dry, diff)
+			}
+			if len(left) != 1 || !strings.HasPrefix(left[0], "ct-away: it runs here and its resource lies in the repository of node "+string(other)) {
+				t.Errorf("dry %v: left %v; want what the master has to ask for", dry, left)
+			}
+			_, lost := s.repo.broken["ct-lost"]
+			if now := s.repo.get("ct-new").Path == "/ve/new" && s.repo.get("ct-tuned").Priority == 7 && s.hv.Registered("/ve/orphan") && lost && s.repo.get("ct-up").Path == "/ve/up"; now == dry {
+				t.Errorf("dry %v: changed %v", dry, now)
+			}
+			if s.repo.get("ct-plain").Path != "" || s.hv.Starts("/ve/orphan") != 0 {
+				t.Errorf("dry %v: touched what is not highly available, or started something", dry)
+			}
+		})
+	}
+}
+
+func TestSyncDeletesOnlyWhatIsSurelyGone(t *testing.T) {
+	many := func(s *site, n int) {
+		s.repo.absent = map[string]bool{}
+		for i := range n {
+			r := s.ownVE(cluster.ResourceID(fmt.Sprintf("ct-%d", i)), cluster.WantStopped)
+			s.repo.absent[r.Path] = true
+		}
+	}
+	for _, tt := range []struct {
+		name  string
+		given func(*site)
+		force bool
+		want  cluster.Outcome
+		error string
+		gone  int
+	}{
+		{name: "a few", given: func(s *site) { many(s, freely) }, want: cluster.OutcomeOK, gone: freely},
+		{name: "not many at once", given: func(s *site) { many(s, freely+1) }, want: cluster.OutcomeRefused, error: "--force"},
+		{name: "unless forced", given: func(s *site) { many(s, freely+1) }, force: true, want: cluster.OutcomeOK, gone: freely + 1},
+		{name: "not if the hypervisor cannot be asked", given: func(s *site) {
+			many(s, 1)
+			s.hv.Inject("list", "", drivertest.Fault{Err: errors.New("no list")})
+		}, want: cluster.OutcomeOK},
+		{name: "not if it is not known what is at the path", given: func(s *site) {
+			many(s, 1)
+			s.repo.fail["absent"] = []error{cluster.ErrHold, cluster.ErrHold}
+		}, want: cluster.OutcomeOK},
+		{name: "not if there is something by the second look", given: func(s *site) {
+			many(s, 1)
+			time.AfterFunc(lookAge/2, func() { s.hv.Run("/ve/0", drivertest.Definition{}) })
+		}, want: cluster.OutcomeOK},
+		{name: "not while something is done with it", given: func(s *site) { many(s, 1); s.setBusy("ct-0", 1) }, want: cluster.OutcomeOK},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, s *site) {
+				tt.given(s)
+				a := action(cluster.VerbSync, "")
+				a.Force = tt.force
+				_, left, got := s.mendAll(t, a)
+				if got.Outcome != tt.want || !strings.Contains(got.Error, tt.error) || len(s.repo.broken) != tt.gone {
+					t.Errorf("%s, %q, %d in quarantine, left %v; want %s, %q, %d", got.Outcome, got.Error, len(s.repo.broken), left, tt.want, tt.error, tt.gone)
+				}
+			})
+		})
+	}
+}
+
+func TestCleanupBroken(t *testing.T) {
+	for _, dry := range []bool{true, false} {
+		bubble(t, func(t *testing.T, s *site) {
+			for _, id := range []cluster.ResourceID{"ct-valid", "ct-gone", "ct-elsewhere", "ct-dup", "foo-x"} {
+				s.repo.broken[id] = cluster.BrokenReason{}
+			}
+			s.hv.Define("/ve/valid", drivertest.Definition{})
+			s.repo.absent = map[string]bool{"/ve/gone": true}
+			s.words["/ve/elsewhere"] = []cluster.NodeID{other}
+			s.repo.others["ct-x"] = cluster.Resource{ID: "ct-x", Path: "/ve/dup"}
+			a := action(cluster.VerbClean, "")
+			a.DryRun = dry
+			done, left, got := s.mendAll(t, a)
+			want := []string{
+				"ct-valid: it belongs to this node now, registered and not started; start it with 'shaman start ct-valid'",
+				"ct-gone: there is nothing at its path /ve/gone: the resource is deleted",
+			}
+			if diff := cmp.Diff(want, done, sorted); diff != "" || got.Outcome != cluster.OutcomeOK {
+				t.Errorf("dry %v: %s %s (-want +got):\n%s", dry, got.Outcome, got.Error, diff)
+			}
+			if len(left) != 3 {
+				t.Errorf("dry %v: left %v; want what runs elsewhere, what has two resources, what no driver here runs", dry, left)
+			}
+			keep := 3
+			if dry {
+				keep = 5
+			}
+			if len(s.repo.broken) != keep || s.hv.Starts("/ve/valid") != 0 || s.hv.Registered("/ve/valid") == dry {
+				t.Errorf("dry %v: %d in quarantine, want %d; started %d, registered %v", dry, len(s.repo.broken), keep, s.hv.Starts("/ve/valid"), s.hv.Registered("/ve/valid"))
+			}
+		})
+	}
+}

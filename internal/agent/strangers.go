@@ -1,0 +1,264 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/shaman-ha/shaman/internal/boottime"
+	"github.com/shaman-ha/shaman/internal/cluster"
+	"go.uber.org/zap"
+)
+
+// plainKept is how long a VE that is not highly available, and had no resource
+// anywhere, is not looked for again: a look reads the whole mount, and who makes
+// a resource of a VE asks all nodes whether it runs there.
+const plainKept = 30 * time.Second
+
+// strangers looks after the VEs that are here without being in the own
+// repository: it tells the others which of them run, and makes resources of
+// those that have none anywhere.
+func (r *session) strangers(ctx context.Context, drift *drifts, ves []cluster.VE, own map[string]bool, unasked error) (again bool, err error) {
+	var those []cluster.VE
+	look := false
+	for _, v := range ves {
+		if v.Path == "" || own[v.Path] {
+			continue
+		}
+		those = append(those, v)
+		seen, plain := r.plain[v.Path]
+		look = look || v.HA || v.State != cluster.VEStopped && (!plain || boottime.Since(seen) > plainKept)
+	}
+	forgetOthers(r.since, those)
+	forgetOthers(r.plain, those)
+	if !look {
+		if unasked == nil {
+			r.say(nil)
+		}
+		return false, nil
+	}
+	all, err := r.Repository.Census(ctx)
+	if err != nil {
+		return true, err
+	}
+	spots := all.Spots()
+	words := r.wordsOn(those, spots)
+	if unasked == nil {
+		r.say(words)
+	} else {
+		r.say(mergeWords(r.lastWords(), words)) // what the others said may still be so
+	}
+	for _, v := range those {
+		at := spots.Of(v)
+		switch {
+		case len(at) > 0:
+			delete(r.since, v.Path)
+			r.foreign(drift, v, at)
+		case !v.HA || r.Ignored(v.Path):
+			if v.State != cluster.VEStopped {
+				r.plain[v.Path] = boottime.Now()
+			}
+		default:
+			wait, err := r.protect(ctx, drift, v)
+			if err != nil {
+				return true, err
+			}
+			again = again || wait
+		}
+	}
+	return again, nil
+}
+
+// forgetOthers drops what is remembered of VEs that are not strangers any more.
+func forgetOthers(m map[string]boottime.Time, those []cluster.VE) {
+	present := make(map[string]bool, len(those))
+	for _, v := range those {
+		present[v.Path] = true
+	}
+	for p := range m {
+		if !present[p] {
+			delete(m, p)
+		}
+	}
+}
+
+// wordsOn is this node's word on VEs that are not in its repository. One that is
+// not highly available matters if it has a resource somewhere.
+func (a *Agent) wordsOn(those []cluster.VE, spots cluster.Spots) []cluster.RunningVE {
+	var out []cluster.RunningVE
+	for _, v := range those {
+		known := len(spots.Of(v)) > 0
+		if v.State != cluster.VEStopped && (known || v.HA && !a.Ignored(v.Path)) {
+			out = append(out, cluster.RunningVE{ID: v.ID(), Path: v.Path, UUID: v.UUID, Unsure: v.State != cluster.VERunning})
+		}
+	}
+	slices.SortFunc(out, func(x, y cluster.RunningVE) int { return strings.Compare(x.Path, y.Path) })
+	return out
+}
+
+// mergeWords adds what was said of other VEs before.
+func mergeWords(old, now []cluster.RunningVE) []cluster.RunningVE {
+	out := slices.Clone(now)
+	for _, w := range old {
+		if !slices.ContainsFunc(now, func(n cluster.RunningVE) bool { return n.Path == w.Path }) {
+			out = append(out, w)
+		}
+	}
+	slices.SortFunc(out, func(x, y cluster.RunningVE) int { return strings.Compare(x.Path, y.Path) })
+	return out
+}
+
+// say keeps the word for whoever publishes it.
+func (a *Agent) say(words []cluster.RunningVE) {
+	old := a.words.Swap(&words)
+	if old == nil || !slices.Equal(*old, words) {
+		a.Spoke()
+	}
+}
+
+func (a *Agent) lastWords() []cluster.RunningVE {
+	if w := a.words.Load(); w != nil {
+		return *w
+	}
+	return nil
+}
+
+// Words returns this node's word as of the last look; ok is false before the first.
+func (a *Agent) Words() (words []cluster.RunningVE, ok bool) {
+	w := a.words.Load()
+	if w == nil {
+		return nil, false
+	}
+	return *w, true
+}
+
+// Elsewhere makes a fresh word: the answer to the question that every opening
+// failover asks.
+func (a *Agent) Elsewhere(ctx context.Context) ([]cluster.RunningVE, error) {
+	l, err := a.Repository.List(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	ves, err := a.Hypervisor.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	own := make(map[string]bool, len(l.Resources))
+	for _, res := range l.Resources {
+		own[res.Path] = true
+	}
+	those := slices.DeleteFunc(ves, func(v cluster.VE) bool { return v.Path == "" || own[v.Path] || v.State == cluster.VEStopped })
+	if len(those) == 0 {
+		return nil, nil
+	}
+	all, err := a.Repository.Census(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return a.wordsOn(those, all.Spots()), nil
+}
+
+// foreign notes a VE that is here while its resource lies elsewhere.
+func (r *session) foreign(drift *drifts, v cluster.VE, at []cluster.Spot) {
+	places := make([]string, len(at))
+	for i, s := range at {
+		places[i] = s.String()
+	}
+	d := cluster.Drift{Class: cluster.DriftForeign, Resource: at[0].Resource.ID, Path: v.Path}
+	where := strings.Join(places, " and in ")
+	switch {
+	case v.State == cluster.VERunning:
+		d.Why = "it runs here, its resource lies in " + where
+		if len(at) > 1 {
+			d.Next = fmt.Sprintf("'shaman del' the wrong one of its %d resources", len(at))
+		}
+	case v.State == cluster.VEUnknown:
+		d.Why = "it may run here (is it migrating?), its resource lies in " + where
+	case at[0].Broken():
+		d.Why, d.Next = "it is known here, stopped, and its resource is in quarantine", "'shaman cleanup-broken', or start it"
+	default:
+		d.Why, d.Next = "it is known here, stopped, its resource lies in "+where, "unregister it from this node's hypervisor; it is run where its resource lies"
+	}
+	drift.add(d)
+}
+
+// protect makes a resource of a VE that has none anywhere: a new one, or what
+// ran here before the node joined. Two looks at the whole mount, some time apart
+// and past its caches, have to agree. wait asks for another look.
+func (r *session) protect(ctx context.Context, drift *drifts, v cluster.VE) (wait bool, err error) {
+	d := cluster.Drift{Class: cluster.DriftMissing, Resource: v.ID(), Path: v.Path, Why: "it is here with high availability on, and has no resource"}
+	first, seen := r.since[v.Path]
+	if !seen {
+		r.since[v.Path] = boottime.Now()
+	}
+	on := r.RunsOn(v.Path)
+	switch {
+	case !r.Valid():
+	case !seen || boottime.Since(first) < time.Second:
+		wait = true
+	case len(on) > 0 && v.State == cluster.VEStopped:
+		d.Why += fmt.Sprintf("; it runs on node %s, which protects it", on[0])
+		wait = true
+	case len(on) > 0:
+		d.Class, d.Why, d.Next = cluster.DriftDuplicate, fmt.Sprintf("it runs here and, by the word of node %s, there", on[0]), "stop it on one of the two, at once"
+		wait = true
+	default:
+		return r.adoptNew(ctx, v)
+	}
+	drift.add(d)
+	return wait, nil
+}
+
+// adoptNew makes the resource.
+func (r *session) adoptNew(ctx context.Context, v cluster.VE) (wait bool, err error) {
+	all, err := r.Repository.FreshCensus(ctx)
+	if err != nil || len(all.Spots().Of(v)) > 0 {
+		return true, err
+	}
+	release, err := r.gated()
+	if err != nil {
+		return true, nil // not now
+	}
+	defer release()
+	id, err := r.createAside(ctx, v.ID(), v)
+	if err != nil {
+		return true, err
+	}
+	delete(r.since, v.Path)
+	r.Log.Info("a VE is protected from now on", zap.String("resource", string(id)), zap.String("path", v.Path))
+	r.Event(cluster.Event{Kind: "added", Resource: id, Message: "found on this node without a resource; protected from now on"})
+	return true, nil
+}
+
+// createAside is create under another name if the VE's own is taken.
+func (r *session) createAside(ctx context.Context, id cluster.ResourceID, v cluster.VE) (cluster.ResourceID, error) {
+	as, err := r.create(ctx, id, v)
+	if errors.Is(err, cluster.ErrTaken) {
+		return r.create(ctx, cluster.ResourceID(string(id)+"~"+string(r.Self)), v)
+	}
+	return as, err
+}
+
+// create writes the resource of a VE that is here. Its definition is saved first:
+// a resource whose VE no other node could register would be none.
+func (r *session) create(ctx context.Context, id cluster.ResourceID, v cluster.VE) (cluster.ResourceID, error) {
+	if v.Stale {
+		if err := r.call(ctx, func(ctx context.Context) error { return r.Hypervisor.Save(ctx, v.Kind, v.Path) }); err != nil {
+			return "", fmt.Errorf("save the definition of %s for the other nodes: %w", v.Path, err)
+		}
+	}
+	res := cluster.Resource{
+		ID: id, Path: v.Path, Want: cluster.WantStopped, Memory: v.Memory, VCPUs: v.VCPUs,
+		UUID: v.UUID, Priority: v.Priority, LastNode: r.Self,
+	}
+	if v.State != cluster.VEStopped {
+		res.Want = cluster.WantRunning
+	}
+	if err := r.Repository.Create(ctx, r.Incarnation, res); err != nil {
+		return "", err
+	}
+	return id, nil
+}
