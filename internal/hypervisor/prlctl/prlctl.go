@@ -58,7 +58,7 @@ type Driver struct {
 	causes *causes
 
 	mu            sync.Mutex
-	doubts        map[string]bool // paths of VEs on which something may still come
+	doubts        map[string]bool // by path: something may still come over the VE; true: its start
 	details       map[string]details
 	detailsAt     time.Time
 	detailsFailed bool
@@ -103,32 +103,41 @@ func (d *Driver) tool(ctx context.Context, args ...string) (driverkit.Result, er
 // change runs a prlctl that changes something on the VE at path. If its outcome
 // is not known the VE is in doubt until it has settled.
 func (d *Driver) change(ctx context.Context, path string, args ...string) error {
-	d.doubt(path, true)
+	d.mu.Lock()
+	before, had := d.doubts[path]
+	d.doubts[path] = before || args[0] == "start"
+	d.mu.Unlock()
 	r, err := d.tool(ctx, args...)
 	if err == nil && r.Code != 0 {
 		err = failure(args[0], r)
 	}
-	if !unknown(err) {
-		d.doubt(path, false)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.detailsAt = time.Time{}
+	switch {
+	case unknown(err):
+	case had:
+		d.doubts[path] = before
+	default:
+		delete(d.doubts, path)
 	}
-	d.stale()
 	return err
 }
 
-func (d *Driver) doubt(path string, yes bool) {
+// settled takes the doubt about a VE back.
+func (d *Driver) settled(path string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if yes {
-		d.doubts[path] = true
-	} else {
-		delete(d.doubts, path)
-	}
+	delete(d.doubts, path)
 }
 
-func (d *Driver) doubted(path string) bool {
+// doubted tells whether something may still come over the VE, and whether that
+// may be its start.
+func (d *Driver) doubted(path string) (doubt, start bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.doubts[path]
+	start, doubt = d.doubts[path]
+	return doubt, start
 }
 
 // verb runs f when no other verb works on the VE. A verb that leaves it in doubt
@@ -136,9 +145,8 @@ func (d *Driver) doubted(path string) bool {
 func (d *Driver) verb(ctx context.Context, name, path string, f func() error) error {
 	path = home(path)
 	err := d.turns.Do(ctx, path, func() error {
-		before := d.doubted(path) // left by one that gave way: this verb acts upon what it sees
 		err := f()
-		if d.doubted(path) && (unknown(err) || !before) {
+		if doubt, _ := d.doubted(path); doubt {
 			d.settle(context.WithoutCancel(ctx), path)
 		}
 		d.hints.Hint()
@@ -182,7 +190,7 @@ func (d *Driver) settle(ctx context.Context, path string) {
 		}
 		pause = d.t.poll
 		if q.see(e) >= d.t.settle {
-			d.doubt(path, false)
+			d.settled(path)
 			return
 		}
 		if d.turns.Rushed(path) {
@@ -393,7 +401,7 @@ func (d *Driver) busy(es []entry, quiets map[string]*quiet) (waits string) {
 			waits = path + " is " + q.status + ", and the outcome of a command on it is not known"
 			continue
 		}
-		d.doubt(path, false)
+		d.settled(path)
 	}
 	return waits
 }

@@ -33,7 +33,8 @@ type stopping struct {
 	path   string
 	force  bool
 	until  time.Time // of the graceful attempt
-	asked  bool
+	asked  bool // gracefully
+	tried  bool
 	polite bool  // it ended by our graceful stop
 	said   error // by prlctl, at the last attempt
 	quiet  quiet
@@ -48,11 +49,8 @@ func (s *stopping) run(ctx context.Context) error {
 			return errors.Join(s.said, err)
 		}
 		if e == nil || e.state() == cluster.VEStopped {
-			if !s.doubted(s.path) {
-				return s.over()
-			}
-			if s.quiet.see(e) >= s.t.settle {
-				s.doubt(s.path, false)
+			if _, start := s.doubted(s.path); !start || s.quiet.see(e) >= s.t.settle {
+				s.settled(s.path)
 				return s.over()
 			}
 			if err := s.pause(ctx); err != nil {
@@ -61,6 +59,11 @@ func (s *stopping) run(ctx context.Context) error {
 			continue
 		}
 		s.quiet = quiet{}
+		if e.status == statusInvalid && s.tried && s.said == nil {
+			// Its state has no better word on this server, another one owns it by now:
+			// that prlctl stopped it without an error is all that can be had.
+			return s.over()
+		}
 		s.force = s.force || s.turns.Rushed(s.path)
 		switch {
 		case s.force || e.status == statusMounted || (!s.asked && !e.moving()):
@@ -88,6 +91,7 @@ func (s *stopping) over() error {
 
 // attempt asks once; an error ends the stop.
 func (s *stopping) attempt(ctx context.Context, e entry) error {
+	s.tried = true
 	switch {
 	case e.status == statusMounted:
 		s.said = s.change(ctx, s.path, "umount", e.uuid)
