@@ -33,7 +33,7 @@ type stopping struct {
 	path   string
 	force  bool
 	until  time.Time // of the graceful attempt
-	asked  bool // gracefully
+	asked  bool      // gracefully
 	tried  bool
 	polite bool  // it ended by our graceful stop
 	said   error // by prlctl, at the last attempt

@@ -36,20 +36,19 @@ func Build(dir string) (string, error) {
 
 // Conf is the definition of a VE, in its directory.
 type Conf struct {
-	UUID       string
-	Name       string
-	Type       string // VM or CT
-	Owner      string // UUID of the server that it is registered on: ServerUuid, .owner
-	HA         string // yes or no
-	Prio       uint64
-	Autostart  string // on, off or auto
-	Memory     int    // MB
-	CPUs       int
-	Disk       string // of hdd0; "" = in its directory
-	Stubborn   bool   // the guest ignores a shutdown
-	Suspended  bool   // its memory image lies with it
-	Starts     int
-	Registered string // server on which the stand-in last registered it
+	UUID      string
+	Name      string
+	Type      string // VM or CT
+	Owner     string // UUID of the server that it is registered on: ServerUuid, .owner
+	HA        string // yes or no
+	Prio      uint64
+	Autostart string // on, off or auto
+	Memory    int    // MB
+	CPUs      int
+	Disk      string // of hdd0; "" = in its directory
+	Stubborn  bool   // the guest ignores a shutdown
+	Suspended bool   // its memory image lies with it
+	Starts    int
 }
 
 // Server is one host.
