@@ -88,3 +88,14 @@ func failure(verb string, r driverkit.Result) error {
 
 // unknown tells whether an error leaves open what happened.
 func unknown(err error) bool { return errors.Is(err, cluster.ErrCannotAsk) }
+
+// both is errors.Join in one line.
+func both(a, b error) error {
+	switch {
+	case a == nil:
+		return b
+	case b == nil:
+		return a
+	}
+	return fmt.Errorf("%w; %w", a, b)
+}

@@ -272,7 +272,7 @@ func (d *Driver) Register(ctx context.Context, path string) error {
 			}
 			var lerr error
 			if e, lerr = d.find(ctx, path); lerr != nil {
-				return errors.Join(err, lerr)
+				return both(err, lerr)
 			}
 			if e == nil && err == nil {
 				err = errors.New("prlctl says that it is registered, and does not list it under this home; try 'prlctl list -a -o uuid,home'")
@@ -313,7 +313,7 @@ func (d *Driver) Unregister(ctx context.Context, path string) error {
 					return err
 				}
 				if e, lerr := d.find(ctx, path); lerr != nil || e != nil {
-					return errors.Join(err, lerr)
+					return both(err, lerr)
 				}
 			}
 		}
@@ -331,7 +331,7 @@ func (d *Driver) Start(ctx context.Context, path string) error {
 			e, err := d.find(ctx, path)
 			switch {
 			case err != nil:
-				return errors.Join(said, err)
+				return both(said, err)
 			case e == nil:
 				return errNotHere
 			case e.state() == cluster.VERunning:

@@ -21,18 +21,15 @@ import (
 var tool string
 
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		dir, err := os.MkdirTemp("", "prlctl")
-		if err == nil {
-			defer os.RemoveAll(dir)
-			tool, err = prltest.Build(dir)
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		return m.Run()
-	}())
+	dir, err := os.MkdirTemp("", "prlctl")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	if tool, err = prltest.Build(dir); err != nil {
+		panic(err)
+	}
+	m.Run()
 }
 
 // node is one server of the stand-in, and what a daemon on it keeps.

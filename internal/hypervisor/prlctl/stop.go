@@ -46,7 +46,7 @@ func (s *stopping) run(ctx context.Context) error {
 	for {
 		e, err := s.find(ctx, s.path)
 		if err != nil {
-			return errors.Join(s.said, err)
+			return both(s.said, err)
 		}
 		if e == nil || e.state() == cluster.VEStopped {
 			if _, start := s.doubted(s.path); !start || s.quiet.see(e) >= s.t.settle {
@@ -76,7 +76,7 @@ func (s *stopping) run(ctx context.Context) error {
 			return s.said
 		}
 		if err := s.pause(ctx); err != nil {
-			return errors.Join(s.said, err)
+			return both(s.said, err)
 		}
 	}
 }
@@ -108,7 +108,7 @@ func (s *stopping) attempt(ctx context.Context, e entry) error {
 		// Unless it is down all the same, there is no use in asking again at once.
 		now, err := s.find(ctx, s.path)
 		if err != nil || (now != nil && now.state() == cluster.VERunning) {
-			return errors.Join(s.said, err)
+			return both(s.said, err)
 		}
 	}
 	return nil

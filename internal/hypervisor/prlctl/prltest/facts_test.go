@@ -14,18 +14,15 @@ import (
 var tool string
 
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		dir, err := os.MkdirTemp("", "prltest")
-		if err == nil {
-			defer os.RemoveAll(dir)
-			tool, err = Build(dir)
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		return m.Run()
-	}())
+	dir, err := os.MkdirTemp("", "prltest")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	if tool, err = Build(dir); err != nil {
+		panic(err)
+	}
+	m.Run()
 }
 
 // rig is a server with a VM "a", registered as UUID u-a.

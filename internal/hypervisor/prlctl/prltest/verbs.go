@@ -304,8 +304,8 @@ func (s *Server) list(args []string) wire.Answer {
 			kind = args[i]
 		}
 	}
-	if _, err := s.field("", "", Conf{}, fields); err != nil {
-		return wire.Answer{Stderr: err.Error() + "\n", Code: 1}
+	if _, unknown := s.field("", "", Conf{}, fields); unknown != "" {
+		return wire.Answer{Stderr: "Unknown field: " + unknown + "\n", Code: 1}
 	}
 	var rows []string
 	for _, id := range slices.Sorted(maps.Keys(s.ves)) {
@@ -344,8 +344,8 @@ func jsonRow(fields, row []string) string {
 	return "\t{\n" + strings.Join(lines, ",\n") + "\n\t}"
 }
 
-// field returns the values of fields, or the error for one that is unknown.
-func (s *Server) field(id, home string, c Conf, fields []string) (row []string, err error) {
+// field returns the values of fields, or the one that is unknown.
+func (s *Server) field(id, home string, c Conf, fields []string) (row []string, unknown string) {
 	for _, f := range fields {
 		var v string
 		switch f {
@@ -367,14 +367,14 @@ func (s *Server) field(id, home string, c Conf, fields []string) (row []string, 
 			v = strconv.FormatUint(c.Prio, 10)
 		case "description", "ip", "ip_configured", "hostname", "dist":
 		default:
-			return nil, fmt.Errorf("Unknown field: %s", f) //nolint:staticcheck // prlctl's own words
+			return nil, f
 		}
 		if v == "" {
 			v = "-"
 		}
 		row = append(row, v)
 	}
-	return row, nil
+	return row, ""
 }
 
 func (s *Server) info(id, home string, c Conf, full bool) string {

@@ -12,7 +12,9 @@ import (
 	"github.com/shaman-ha/shaman/internal/hypervisor/prlctl/prltest/wire"
 )
 
-func main() { os.Exit(run()) }
+func main() {
+	os.Exit(run()) //nolint:forbidigo // this is main
+}
 
 func run() int {
 	const noDispatcher = 253
