@@ -28,6 +28,11 @@ type Harness struct {
 	// Starts counts how often a guest was started since it was made.
 	Starts func(t *testing.T, path string) int
 
+	// NoCauses says that the technology does not tell a guest's own shutdown from its
+	// death: the cause of both is CauseUnknown, and only what the driver itself
+	// stopped gracefully is a CauseStop.
+	NoCauses bool
+
 	// The rest is nil where the technology has nothing of the kind.
 
 	// Hang makes what carries out the verbs (the hypervisor's daemon, its tools) not
