@@ -176,7 +176,7 @@ func (a *app) root() *cobra.Command {
 		a.getConfigCmd(), a.setConfigCmd(), a.getConfigLocalCmd(),
 		a.getRolesCmd(), a.setRolesCmd("set-roles"), a.setRolesCmd("add-role"), a.listRolesCmd(),
 		a.addCmd(), a.setCmd(), a.delCmd(), a.delEverywhereCmd(), a.renameCmd(), a.lastNodeCmd(),
-		a.relocateCmd(), a.startCmd(), a.planCmd(), a.fenceCmd(), a.suspendCmd(), a.maintenanceCmd(), a.resumeCmd(), a.failoverCmd(), a.doctorCmd(), a.versionCmd(),
+		a.relocateCmd(), a.startCmd(), a.moveFromCmd(), a.moveToCmd(), a.syncCmd(), a.cleanupBrokenCmd(), a.planCmd(), a.fenceCmd(), a.suspendCmd(), a.maintenanceCmd(), a.resumeCmd(), a.failoverCmd(), a.doctorCmd(), a.versionCmd(),
 	)
 	return root
 }

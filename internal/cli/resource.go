@@ -9,12 +9,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 	"unicode"
 
 	"github.com/shaman-ha/shaman/internal/cluster"
-	"github.com/shaman-ha/shaman/internal/dispatch"
-	"github.com/shaman-ha/shaman/internal/etcd"
 	"github.com/spf13/cobra"
 )
 
@@ -68,7 +65,34 @@ func (a *app) toOwner(ctx context.Context, word string, fill func(*cluster.Actio
 	}
 	act := cluster.Action{Node: res.Owner, Inc: inc, Resource: res.ID, Reason: "asked for by an operator"}
 	fill(&act)
+	if a.ignore && res.Owner != a.self {
+		return act, errElsewhere
+	}
+	if done, err := a.hooked(ctx, res.ID); done || err != nil {
+		return act, cmp.Or(err, errHooked)
+	}
 	return a.ask(ctx, act)
+}
+
+// With -i it is a hypervisor's hook that calls.
+var (
+	// errHooked ends a command whose work is under way: shaman itself made the
+	// hypervisor call the hook, and waits for it.
+	errHooked = errors.New("it is being done by shaman itself")
+	// errElsewhere ends one about a resource that another node owns by now.
+	errElsewhere = fail(exitState, "the resource belongs to another node")
+)
+
+// hooked tells whether a hook is called because of what shaman does just now.
+func (a *app) hooked(ctx context.Context, id cluster.ResourceID) (bool, error) {
+	if !a.ignore {
+		return false, nil
+	}
+	busy, err := a.underWay(ctx, a.self, id)
+	if err != nil {
+		return false, a.reach(err)
+	}
+	return busy, nil
 }
 
 // checkPath refuses what cannot be the path of a VE in a resource file.
@@ -107,6 +131,12 @@ func (a *app) addCmd() *cobra.Command {
 			if !ok {
 				return fail(exitReach, "this node's daemon is not admitted; see 'shaman stat'")
 			}
+			if done, err := a.hooked(c.Context(), id); done || err != nil {
+				return err
+			}
+			if err := a.runsNowhereElse(c.Context(), s, id.Kind(), filepath.Clean(path)); err != nil {
+				return err
+			}
 			_, err = a.ask(c.Context(), cluster.Action{Verb: cluster.VerbAdd, Node: a.self, Inc: alive.Incarnation, Resource: id, Path: filepath.Clean(path), Priority: prio.value, Force: force, Reason: "asked for by an operator"})
 			return err
 		}}
@@ -134,6 +164,9 @@ func (a *app) setCmd() *cobra.Command {
 			_, err := a.toOwner(c.Context(), args[0], func(act *cluster.Action) {
 				act.Verb, act.Path, act.Priority = cluster.VerbSet, path, prio.value
 			})
+			if errors.Is(err, errHooked) {
+				return nil
+			}
 			return err
 		}}
 	c.Flags().StringVar(&path, "path", "", "the new `path` of the VE")
@@ -143,8 +176,12 @@ func (a *app) setCmd() *cobra.Command {
 
 func (a *app) delCmd() *cobra.Command {
 	return &cobra.Command{Use: "del RES", Short: "Take a VE out of high availability; it goes on as it is", Args: cobra.ExactArgs(1),
+		Long: "Take a VE out of high availability: high availability is switched off in the VE's own parameters, and the resource deleted; the VE goes on as it is. With -i, as a hypervisor's hooks call it, a resource that another node owns by now is left to that node.",
 		RunE: func(c *cobra.Command, args []string) error {
 			_, err := a.toOwner(c.Context(), args[0], func(act *cluster.Action) { act.Verb = cluster.VerbDelete })
+			if errors.Is(err, errHooked) || errors.Is(err, errElsewhere) {
+				return nil
+			}
 			return err
 		}}
 }
@@ -278,145 +315,4 @@ func (a *app) startCmd() *cobra.Command {
 			}
 			return err
 		}}
-}
-
-func (a *app) relocateCmd() *cobra.Command {
-	return &cobra.Command{Use: "relocate RES [NODE]", Short: "Stop a VE where it is and start it elsewhere", Args: cobra.RangeArgs(1, 2),
-		Long: "Stop a VE where it is and start it on NODE, or where the relocation policy chooses. A VE that was stopped is moved without being started. If there is no room for one that runs, nothing is done. It waits until the VE is there.",
-		RunE: func(c *cobra.Command, args []string) error {
-			if err := a.connect(c.Context()); err != nil {
-				return err
-			}
-			to := ""
-			if len(args) > 1 {
-				to = args[1]
-			}
-			return a.reach(a.relocate(c.Context(), args[0], to))
-		}}
-}
-
-func (a *app) relocate(ctx context.Context, word, to string) error {
-	res, s, inc, err := a.owner(ctx, word)
-	if err != nil {
-		return err
-	}
-	act := cluster.Action{
-		Verb: cluster.VerbGiveBack, Node: res.Owner, Inc: inc, Resource: res.ID, Path: res.Path, Memory: res.Memory,
-		Start: res.Want == cluster.WantRunning, Stop: res.Want == cluster.WantRunning, Reason: "relocated by an operator",
-	}
-	if to != "" {
-		n, err := s.node(to)
-		if err != nil {
-			return err
-		}
-		switch {
-		case n.ID == res.Owner:
-			return fail(exitState, "%s is on node %s already", res.ID, n.Name)
-		case n.Liveness != cluster.Active:
-			return fail(exitRefused, "node %s is %s; only an Active one can take it", n.Name, n.Status())
-		case len(n.Flags) > 0:
-			return fail(exitRefused, "node %s is %s; resume it first", n.Name, n.Status())
-		}
-		act.To = n.ID
-	}
-	if s.facts.Master == "" {
-		return fail(exitReach, "there is no master now, and a relocation needs one; see 'shaman stat'")
-	}
-	if act.Start {
-		if err := roomFor(s, res, act.To); err != nil {
-			return err
-		}
-	}
-	sent, err := a.ask(ctx, act)
-	if err != nil && (errors.Is(err, dispatch.ErrBusy) || errors.Is(err, dispatch.ErrNodeAway) || !a.handedOn(ctx, sent)) {
-		return err
-	}
-	return a.arrival(ctx, s, res, act)
-}
-
-// handedOn tells whether the master has turned an action that was sent into the
-// next one already, so that its outcome was not seen: it was a good one then.
-func (a *app) handedOn(ctx context.Context, sent cluster.Action) bool {
-	if sent.State == cluster.ActionDone || sent.ID == "" {
-		return false
-	}
-	now, ok, err := a.action(ctx, sent)
-	switch {
-	case err != nil:
-		return false
-	case ok:
-		return now.ID != sent.ID
-	}
-	c, _, err := a.census(ctx)
-	return err == nil && !slices.ContainsFunc(c.Repositories[sent.Node].Resources, func(r cluster.Resource) bool { return r.Path == sent.Path })
-}
-
-// arrival waits until a resource that was given back has come to rest.
-func (a *app) arrival(ctx context.Context, s *snapshot, res cluster.Resource, act cluster.Action) error {
-	deadline := time.Now().Add(a.timeout)
-	said := ""
-	for time.Now().Before(deadline) {
-		c, _, err := a.census(ctx)
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		if err != nil {
-			return err
-		}
-		place := "is in the pool"
-		for _, b := range c.Broken {
-			if b.Resource.Path == res.Path {
-				return fail(exitFailed, "%s is broken now: %s", b.Resource.ID, brokenWhy(b))
-			}
-		}
-		for owner, l := range c.Repositories {
-			for _, r := range l.Resources {
-				if r.Path != res.Path {
-					continue
-				}
-				place = "is on node " + s.name(owner)
-				busy, err := a.underWay(ctx, owner, r.ID)
-				if err != nil {
-					return err
-				}
-				if busy || owner == act.Node && r.Waiting == "" {
-					break
-				}
-				switch {
-				case r.Waiting != "":
-					return fail(exitPart, "%s is on node %s, stopped, and waits for room: %s", r.ID, s.name(owner), r.Waiting)
-				case act.To != "" && owner != act.To:
-					return fail(exitPart, "%s runs on node %s: node %s could not take it", r.ID, s.name(owner), s.name(act.To))
-				}
-				a.say("%s is on node %s%s", r.ID, s.name(owner), map[bool]string{true: " and runs", false: ", stopped"}[act.Start])
-				return nil
-			}
-		}
-		if place != said && a.terminal() {
-			said = place
-			a.say("%s %s …", res.ID, place)
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
-	return fail(exitFailed, "%s has not arrived within %s; it goes on, and 'shaman stat' and 'shaman events --resource %s' tell what becomes of it", res.ID, a.timeout, res.ID)
-}
-
-// underWay tells whether a node has an unfinished action for a resource.
-func (a *app) underWay(ctx context.Context, n cluster.NodeID, id cluster.ResourceID) (bool, error) {
-	act, ok, err := a.action(ctx, cluster.Action{Node: n, Resource: id})
-	return ok && act.State != cluster.ActionDone, err
-}
-
-// action reads the action that has the key of act. One that cannot be read counts as none.
-func (a *app) action(ctx context.Context, act cluster.Action) (got cluster.Action, ok bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, etcd.RequestTimeout)
-	defer cancel()
-	resp, err := a.client.Get(ctx, a.keys.Action(act))
-	if err != nil || len(resp.Kvs) == 0 {
-		return got, false, err
-	}
-	return got, decode(resp.Kvs[0].Value, &got) == nil, nil
 }

@@ -167,6 +167,7 @@ type statJSON struct {
 	Nodes       []nodeJSON        `json:"nodes"`
 	Resources   []resourceJSON    `json:"resources"`
 	Drift       map[string]int    `json:"drift"`
+	Drifts      []driftJSON       `json:"drifts"`
 	Unparseable []unparseableJSON `json:"unparseable"`
 	Failovers   []failoverJSON    `json:"failovers"`
 	Brake       string            `json:"brake"`
@@ -211,6 +212,15 @@ type unparseableJSON struct {
 	Error  string `json:"error"`
 }
 
+type driftJSON struct {
+	Class    string `json:"class"`
+	HostID   string `json:"host_id"` // of the node that found it
+	Resource string `json:"resource"`
+	Path     string `json:"path"`
+	Why      string `json:"why"`
+	Next     string `json:"next"` // what an operator can do; "" = it heals by itself
+}
+
 type failoverJSON struct {
 	Node         string `json:"node"`
 	Incarnation  int64  `json:"incarnation"`
@@ -240,7 +250,13 @@ func (a *app) stat(s *snapshot) statJSON {
 	out := statJSON{
 		Cluster: a.local.ClusterName, Master: string(s.facts.Master), Epoch: int64(s.facts.Epoch), Etcd: "ok",
 		Nodes: []nodeJSON{}, Resources: []resourceJSON{}, Unparseable: []unparseableJSON{}, Failovers: []failoverJSON{},
-		Drift: map[string]int{"missing": 0, "foreign": 0, "orphan": 0, "duplicate": 0, "mismatch": 0, "bad-path": 0, "unparseable": len(s.census.Unparseable)},
+		Drift: map[string]int{string(cluster.DriftUnreadable): len(s.census.Unparseable)}, Drifts: driftsOut(s),
+	}
+	for _, c := range cluster.DriftClasses {
+		out.Drift[string(c)] = 0
+		for _, a := range s.facts.Alive {
+			out.Drift[string(c)] += a.Drifts[c]
+		}
 	}
 	switch {
 	case s.etcdErr != nil:
@@ -285,7 +301,7 @@ func (a *app) stat(s *snapshot) statJSON {
 	}
 	for _, n := range paths {
 		if n > 1 {
-			out.Drift["duplicate"]++
+			out.Drift[string(cluster.DriftDuplicate)]++
 		}
 	}
 	slices.SortFunc(out.Resources, func(a, b resourceJSON) int { // a name is unique within a node only
@@ -295,6 +311,17 @@ func (a *app) stat(s *snapshot) statJSON {
 		out.Unparseable = append(out.Unparseable, unparseableJSON{File: u.File, HostID: string(u.Owner), Error: u.Err.Error()})
 	}
 	out.Failovers = failoversOut(s)
+	return out
+}
+
+// driftsOut are the differences that living nodes have found, one by one.
+func driftsOut(s *snapshot) []driftJSON {
+	out := []driftJSON{}
+	for _, n := range s.view.Nodes {
+		for _, d := range s.facts.Alive[n.ID].Drift {
+			out = append(out, driftJSON{Class: string(d.Class), HostID: string(n.ID), Resource: string(d.Resource), Path: d.Path, Why: d.Why, Next: d.Next})
+		}
+	}
 	return out
 }
 

@@ -87,6 +87,7 @@ func (j *statJSON) filter(only cluster.NodeID) {
 		return
 	}
 	j.Resources = slices.DeleteFunc(j.Resources, func(r resourceJSON) bool { return r.HostID != string(only) })
+	j.Drifts = slices.DeleteFunc(j.Drifts, func(d driftJSON) bool { return d.HostID != string(only) })
 	j.Unparseable = slices.DeleteFunc(j.Unparseable, func(u unparseableJSON) bool { return u.HostID != string(only) })
 }
 
@@ -122,32 +123,76 @@ func renderStat(out io.Writer, j statJSON, v statView) {
 		if g != "" {
 			fmt.Fprintf(out, "\n%s: %d\n", g, len(rs))
 		}
-		renderResources(out, rs, address, v)
+		renderResources(out, rs, address, v, drifting(j))
 	}
 	for _, u := range j.Unparseable {
 		fmt.Fprintf(out, "\nUNPARSEABLE %s\n  %s\n", clean(u.File), clean(u.Error))
 	}
 	renderFailovers(out, j)
 	renderDuplicates(out, j)
+	renderDrift(out, j)
+}
+
+// drifting are the resources, by owner and id, that differ from the truth.
+func drifting(j statJSON) map[[2]string]bool {
+	out := map[[2]string]bool{}
+	for _, d := range j.Drifts {
+		out[[2]string{d.HostID, d.Resource}] = true
+	}
+	return out
+}
+
+// renderDrift tells each difference with its evidence and what to do.
+func renderDrift(out io.Writer, j statJSON) {
+	if len(j.Drifts) == 0 {
+		return
+	}
+	name := map[string]string{}
+	for _, n := range j.Nodes {
+		name[n.HostID] = n.Name
+	}
+	fmt.Fprintln(out, "\nDRIFT")
+	for _, d := range j.Drifts {
+		fmt.Fprintf(out, "    %s on %s: %s (%s): %s", d.Class, clean(cmp.Or(name[d.HostID], d.HostID)), d.Resource, clean(d.Path), clean(nodeNames(d.Why, name)))
+		if d.Next != "" {
+			fmt.Fprintf(out, "; next: %s", clean(d.Next))
+		}
+		fmt.Fprintln(out)
+	}
+	total := 0
+	for _, c := range cluster.DriftClasses {
+		total += j.Drift[string(c)]
+	}
+	if more := total - len(j.Drifts); more > 0 && len(j.Drifts) >= 100 {
+		fmt.Fprintf(out, "    … and %d more\n", more)
+	}
+}
+
+// nodeNames puts names in the place of the host ids in a text.
+func nodeNames(text string, name map[string]string) string {
+	for id, n := range name {
+		if id != "" && n != "" {
+			text = strings.ReplaceAll(text, "node "+id, "node "+n)
+		}
+	}
+	return text
 }
 
 // renderDuplicates names the VEs that have more than one resource.
 func renderDuplicates(out io.Writer, j statJSON) {
-	if j.Drift["duplicate"] == 0 {
-		return
-	}
-	fmt.Fprintf(out, "\nDUPLICATE resources: %d VEs have more than one; next: 'shaman del' the wrong ones\n", j.Drift["duplicate"])
 	byPath := map[string][]string{}
 	for _, r := range j.Resources {
-		if r.Path == "" {
-			continue // a broken one whose file cannot be read
+		if r.Path != "" { // a broken one whose file cannot be read
+			byPath[r.Path] = append(byPath[r.Path], r.ID)
 		}
-		byPath[r.Path] = append(byPath[r.Path], r.ID)
 	}
+	maps.DeleteFunc(byPath, func(_ string, ids []string) bool { return len(ids) < 2 })
+	if len(byPath) == 0 {
+		return
+	}
+	fmt.Fprintf(out, "\nDUPLICATE resources: %d VEs have more than one; next: 'shaman del' the wrong ones\n", len(byPath))
 	for _, path := range slices.Sorted(maps.Keys(byPath)) {
-		if len(byPath[path]) > 1 {
-			fmt.Fprintf(out, "    %s: %s\n", clean(path), strings.Join(byPath[path], ", "))
-		}
+		fmt.Fprintf(out, "    %s: %s\n", clean(path), strings.Join(byPath[path], ", "))
 	}
 }
 
@@ -217,7 +262,7 @@ func nameColumn(kind string) string {
 	return strings.ToUpper(kind) + " ID"
 }
 
-func renderResources(out io.Writer, rs []resourceJSON, address map[string]string, v statView) {
+func renderResources(out io.Writer, rs []resourceJSON, address map[string]string, v statView, drifts map[[2]string]bool) {
 	byType := map[string][]resourceJSON{}
 	var types []string
 	for _, r := range rs {
@@ -237,8 +282,11 @@ func renderResources(out io.Writer, rs []resourceJSON, address map[string]string
 		fmt.Fprintln(w)
 		for _, r := range byType[t] {
 			mark := " "
-			if r.Status == "Broken" {
+			switch {
+			case r.Status == "Broken":
 				mark = "B"
+			case drifts[[2]string{r.HostID, r.ID}]:
+				mark = "D"
 			}
 			owner := address[r.HostID]
 			if owner == "" {
