@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -99,8 +98,12 @@ func must(t *testing.T, err error) {
 func TestDriver(t *testing.T) {
 	mount := t.TempDir()
 	one, two := newHost(t, mount), newHost(t, mount)
+	var opened hypervisor.Driver // the last one
 	drivertest.Run(t, drivertest.Harness{
-		Open: one.open,
+		Open: func(t *testing.T) hypervisor.Driver {
+			opened = one.open(t)
+			return opened
+		},
 		Make: func(t *testing.T, name string, stubborn bool) string {
 			return make_(t, lxctest.Container{Path: filepath.Join(mount, "ct", name), Stubborn: stubborn, HA: true})
 		},
@@ -124,8 +127,7 @@ func TestDriver(t *testing.T) {
 		},
 		Unfit: func(t *testing.T, name string) (string, string) {
 			path := make_(t, lxctest.Container{Path: filepath.Join(mount, "ct", name), HA: true, Config: "lxc.mount.entry = /srv/local srv none bind,rw 0 0\n"})
-			must(t, one.open(t).Register(t.Context(), path))
-			t.Cleanup(func() { os.RemoveAll(path) })
+			must(t, opened.Register(t.Context(), path))
 			return path, "/srv/local"
 		},
 	})
@@ -175,5 +177,3 @@ func running(t *testing.T, d hypervisor.Driver, c lxctest.Container) string {
 	eventually(t, "it counts its boot", func() bool { return lxctest.Boots(path) == n+1 })
 	return path
 }
-
-var _ = strings.Contains

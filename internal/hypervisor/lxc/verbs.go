@@ -407,11 +407,8 @@ func (d *Driver) signature() string {
 		if err != nil || r.init.pid == 0 {
 			continue
 		}
-		for _, p := range []process{r.init, r.monitor} {
-			if p.alive() {
-				seen = append(seen, fmt.Sprintf("%s %d", v.path, p.pid))
-			}
-		}
+		// Which one it is counts too: it may have begun and ended since the last look.
+		seen = append(seen, fmt.Sprint(v.path, r, r.init.alive(), r.monitor.alive()))
 	}
 	slices.Sort(seen)
 	return strings.Join(seen, "\n")

@@ -48,11 +48,17 @@ func Need(t *testing.T) {
 }
 
 // initScript is process 1 of a test's container. It counts its boots on its own
-// root, and shuts down at SIGPWR or when somebody makes the file /end.
+// root, and shuts down at SIGPWR or when somebody makes the file /end; the files
+// /reboot and /poweroff have it call reboot(2).
 const initScript = `#!/bin/busybox sh
 trap '%s' PWR
 echo boot >>/boots
-while [ ! -e /end ]; do /bin/busybox sleep 0.05; done
+while [ ! -e /end ]; do
+	for how in reboot poweroff; do
+		[ ! -e /$how ] || { /bin/busybox rm -f /$how; /bin/busybox $how -f; }
+	done
+	/bin/busybox sleep 0.05
+done
 /bin/busybox rm -f /end
 exit 0
 `

@@ -83,6 +83,20 @@ func StartNode(t *testing.T) *Node {
 
 func (n *Node) socket() string { return filepath.Join(n.dir, "s") }
 
+// Init is the process id of the node's process 1 on this machine.
+func (n *Node) Init(t *testing.T) int {
+	t.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", n.cmd.Process.Pid, n.cmd.Process.Pid))
+	var pid int
+	if err == nil {
+		_, err = fmt.Sscan(string(data), &pid)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
 // Kill takes the node's power away.
 func (n *Node) Kill() {
 	n.once.Do(func() {
