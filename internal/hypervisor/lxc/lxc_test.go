@@ -68,8 +68,9 @@ func tools(t *testing.T) string {
 	return dir
 }
 
-func make_(t *testing.T, c lxctest.Container) string {
+func made(t *testing.T, c lxctest.Container) string {
 	t.Helper()
+	t.Cleanup(func() { lxctest.RemoveGroups(filepath.Base(c.Path)) })
 	if err := lxctest.Make(c); err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +106,7 @@ func TestDriver(t *testing.T) {
 			return opened
 		},
 		Make: func(t *testing.T, name string, stubborn bool) string {
-			return make_(t, lxctest.Container{Path: filepath.Join(mount, "ct", name), Stubborn: stubborn, HA: true})
+			return made(t, lxctest.Container{Path: filepath.Join(mount, "ct", name), Stubborn: stubborn, HA: true})
 		},
 		End: func(t *testing.T, path string, how cluster.StopCause) {
 			if how == cluster.CauseStop {
@@ -126,7 +127,7 @@ func TestDriver(t *testing.T) {
 			appendTo(t, filepath.Join(path, "config"), "lxc.start.auto = 1\n")
 		},
 		Unfit: func(t *testing.T, name string) (string, string) {
-			path := make_(t, lxctest.Container{Path: filepath.Join(mount, "ct", name), HA: true, Config: "lxc.mount.entry = /srv/local srv none bind,rw 0 0\n"})
+			path := made(t, lxctest.Container{Path: filepath.Join(mount, "ct", name), HA: true, Config: "lxc.mount.entry = /srv/local srv none bind,rw 0 0\n"})
 			must(t, opened.Register(t.Context(), path))
 			return path, "/srv/local"
 		},
@@ -171,7 +172,7 @@ func find(t *testing.T, d hypervisor.Driver, path string) (cluster.VE, bool) {
 // running registers and starts a container.
 func running(t *testing.T, d hypervisor.Driver, c lxctest.Container) string {
 	t.Helper()
-	path := make_(t, c)
+	path := made(t, c)
 	n := lxctest.Boots(path)
 	must(t, errors.Join(d.Register(t.Context(), path), d.Start(t.Context(), path)))
 	eventually(t, "it counts its boot", func() bool { return lxctest.Boots(path) == n+1 })

@@ -17,14 +17,22 @@ import (
 	"github.com/shaman-ha/shaman/internal/hypervisor/lxc/lxctest"
 )
 
-// byHand starts a container on a node as an operator does.
-func (h host) byHand(t *testing.T, path string, args ...string) {
+// shell runs a command on a node, as an operator does, and returns its output.
+func (h host) shell(t *testing.T, args ...string) string {
 	t.Helper()
-	cmd := exec.Command("nsenter", append([]string{"-t", strconv.Itoa(h.Init(t)), "-m", "-p", "-n", "-u", "--",
-		"lxc-start", "-P", filepath.Dir(path), "-n", filepath.Base(path)}, args...)...)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("lxc-start: %v: %s", err, out)
+	cmd := exec.Command("nsenter", append([]string{"-t", strconv.Itoa(h.Init(t)), "-m", "-p", "-n", "-u", "--"}, args...)...)
+	var errs strings.Builder
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v: %v: %s", args, err, errs.String())
 	}
+	return strings.TrimSpace(string(out))
+}
+
+func (h host) byHand(t *testing.T, path string) {
+	t.Helper()
+	h.shell(t, "lxc-start", "-P", filepath.Dir(path), "-n", filepath.Base(path), "-d")
 }
 
 // parent is the parent of a process.
@@ -51,8 +59,8 @@ func TestWhatRunsWithoutARegistrationIsListedAndStopped(t *testing.T) {
 	h := newHost(t, mount)
 	d := h.open(t)
 	for _, name := range []string{"by hand", "long-" + strings.Repeat("x", 120)} {
-		path := make_(t, lxctest.Container{Path: filepath.Join(mount, "ct", name), HA: true})
-		h.byHand(t, path, "-d")
+		path := made(t, lxctest.Container{Path: filepath.Join(mount, "ct", name), HA: true})
+		h.byHand(t, path)
 		if v, listed := find(t, d, path); !listed || v.State != cluster.VERunning || !v.HA {
 			t.Errorf("%s: listed %v, as %+v; want running and HA", name, listed, v)
 		}
@@ -75,9 +83,9 @@ func TestAnotherNameOfTheSameDirectoryIsTheSameContainer(t *testing.T) {
 	mount, elsewhere := t.TempDir(), t.TempDir()
 	h := newHost(t, mount)
 	d := h.open(t)
-	path := make_(t, lxctest.Container{Path: filepath.Join(mount, "ct", "linked"), HA: true})
+	path := made(t, lxctest.Container{Path: filepath.Join(mount, "ct", "linked"), HA: true})
 	must(t, errors.Join(d.Register(t.Context(), path), os.Symlink(path, filepath.Join(elsewhere, "linked"))))
-	h.byHand(t, filepath.Join(elsewhere, "linked"), "-d")
+	h.byHand(t, filepath.Join(elsewhere, "linked"))
 	if v, _ := find(t, d, path); v.State != cluster.VERunning {
 		t.Errorf("state %q of one that runs under a link; want running", v.State)
 	}
@@ -103,12 +111,12 @@ func TestAMonitorThatIsKilled(t *testing.T) {
 	for _, registered := range []bool{true, false} {
 		t.Run(fmt.Sprintf("and leaves a guest that outlives it, registered %v", registered), func(t *testing.T) {
 			// Signal 0 is none: the guest is not told of its monitor's death.
-			path := make_(t, lxctest.Container{Path: filepath.Join(mount, "ct", fmt.Sprint("orphan", registered)), HA: true, Config: "lxc.monitor.signal.pdeath = 0\n"})
+			path := made(t, lxctest.Container{Path: filepath.Join(mount, "ct", fmt.Sprint("orphan", registered)), HA: true, Config: "lxc.monitor.signal.pdeath = 0\n"})
 			must(t, d.Register(t.Context(), path))
 			if registered {
 				must(t, d.Start(t.Context(), path))
 			} else {
-				h.byHand(t, path, "-d")
+				h.byHand(t, path)
 			}
 			init := theInit(t, path)
 			must(t, syscall.Kill(parent(t, init), syscall.SIGKILL))
@@ -160,7 +168,7 @@ func TestTwoOfOneNameAreTwo(t *testing.T) {
 	mount := t.TempDir()
 	d := newHost(t, mount).open(t)
 	a := running(t, d, lxctest.Container{Path: filepath.Join(mount, "a", "web"), HA: true})
-	b := make_(t, lxctest.Container{Path: filepath.Join(mount, "b", "web"), HA: true})
+	b := made(t, lxctest.Container{Path: filepath.Join(mount, "b", "web"), HA: true})
 	must(t, d.Register(t.Context(), b))
 	if v, _ := find(t, d, b); v.State != cluster.VEStopped {
 		t.Errorf("the other one is %q, want stopped", v.State)
@@ -195,10 +203,7 @@ func TestAFrozenContainerIsStoppedByForce(t *testing.T) {
 	h := newHost(t, mount)
 	d := h.open(t)
 	path := running(t, d, lxctest.Container{Path: filepath.Join(mount, "ct", "ice"), HA: true})
-	out, err := exec.Command("nsenter", "-t", strconv.Itoa(h.Init(t)), "-m", "-p", "-n", "-u", "--", "lxc-freeze", "-P", filepath.Dir(path), "-n", "ice").CombinedOutput()
-	if err != nil {
-		t.Skipf("it cannot be frozen here: %v: %s", err, out)
-	}
+	h.shell(t, "lxc-freeze", "-P", filepath.Dir(path), "-n", "ice")
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	must(t, d.Stop(ctx, path, true))
@@ -223,7 +228,7 @@ func TestADefinitionThatCannotBeRead(t *testing.T) {
 func TestAContainerThatCannotStartSaysWhy(t *testing.T) {
 	mount := t.TempDir()
 	d := newHost(t, mount).open(t)
-	path := make_(t, lxctest.Container{Path: filepath.Join(mount, "ct", "bad"), HA: true, Config: "lxc.init.cmd = /no/such/init\n"})
+	path := made(t, lxctest.Container{Path: filepath.Join(mount, "ct", "bad"), HA: true, Config: "lxc.init.cmd = /no/such/init\n"})
 	must(t, d.Register(t.Context(), path))
 	if err := d.Start(t.Context(), path); err == nil || !strings.Contains(err.Error(), "/no/such/init") || errors.Is(err, cluster.ErrCannotAsk) {
 		t.Errorf("start = %v; want one that names the init that is not there", err)
@@ -239,7 +244,7 @@ func TestAMountThatHangs(t *testing.T) {
 	h := newHost(t, m.Dir)
 	d := h.open(t)
 	up := running(t, d, lxctest.Container{Path: filepath.Join(m.Dir, "ct", "up"), HA: true})
-	down := make_(t, lxctest.Container{Path: filepath.Join(m.Dir, "ct", "down"), HA: true})
+	down := made(t, lxctest.Container{Path: filepath.Join(m.Dir, "ct", "down"), HA: true})
 	must(t, d.Register(t.Context(), down))
 	t.Cleanup(func() {
 		m.Resume()
@@ -281,4 +286,45 @@ func TestAMountThatHangs(t *testing.T) {
 	m.Resume()
 	must(t, d.Barrier(t.Context()))
 	must(t, errors.Join(d.Stop(t.Context(), up, true), d.Stop(t.Context(), down, true), d.Start(t.Context(), down)))
+}
+
+// An overlay has no name on the host that would tell whose it is.
+func TestAGuestWithoutAMonitorThatMayBeOneOfTwo(t *testing.T) {
+	mount := t.TempDir()
+	h := newHost(t, mount)
+	d := h.open(t)
+	path := filepath.Join(mount, "a", "twin")
+	made(t, lxctest.Container{Path: path, HA: true, Config: fmt.Sprintf("lxc.monitor.signal.pdeath = 0\nlxc.rootfs.path = overlay:%s/rootfs:%s/delta\n", path, path)})
+	must(t, os.Mkdir(filepath.Join(path, "delta"), 0o755))
+	other := made(t, lxctest.Container{Path: filepath.Join(mount, "b", "twin"), HA: true})
+	must(t, errors.Join(d.Register(t.Context(), path), d.Register(t.Context(), other)))
+	h.byHand(t, path)
+	if v, _ := find(t, d, other); v.State != cluster.VEStopped {
+		t.Errorf("the other is %q while a monitor tells whose guest it is; want stopped", v.State)
+	}
+	init := h.shell(t, "lxc-info", "-P", filepath.Dir(path), "-n", "twin", "-p", "-H")
+	h.shell(t, "sh", "-c", `kill -9 "$(sed -n 's/^PPid:[[:space:]]*//p' /proc/$1/status)"`, "sh", init)
+	eventually(t, "both count as running", func() bool {
+		return first(find(t, d, path)).State == cluster.VERunning && first(find(t, d, other)).State == cluster.VERunning
+	})
+	if err := d.Stop(t.Context(), path, true); err == nil || !strings.Contains(err.Error(), "process "+init) {
+		t.Errorf("stop by force = %v; want one that names process %s: it may be the other's", err, init)
+	}
+	h.shell(t, "kill", "-9", init)
+	eventually(t, "both are stopped", func() bool {
+		return first(find(t, d, path)).State == cluster.VEStopped && first(find(t, d, other)).State == cluster.VEStopped
+	})
+	must(t, errors.Join(d.Stop(t.Context(), path, true), d.Stop(t.Context(), other, true)))
+}
+
+func TestAConfigWithALogOfItsOwn(t *testing.T) {
+	mount := t.TempDir()
+	d := newHost(t, mount).open(t)
+	log := filepath.Join(t.TempDir(), "log")
+	path := running(t, d, lxctest.Container{Path: filepath.Join(mount, "ct", "logs"), HA: true, Config: "lxc.log.level = ERROR\nlxc.log.file = " + log + "\n"})
+	killInit(t, path)
+	eventually(t, "it is stopped", func() bool { return first(find(t, d, path)).State == cluster.VEStopped })
+	if v, _ := find(t, d, path); v.Cause != cluster.CauseCrash {
+		t.Errorf("cause %q, want crash", v.Cause)
+	}
 }

@@ -41,11 +41,14 @@ mv init.tmp init
 `
 
 // endHook runs when the container has ended, and writes down how. LXC tells a hook
-// nothing of that, but its log does, at the level INFO, for all that is not an
-// exit with 0. A reboot is no end; its log is let go, or it would grow for ever.
+// nothing of that, but its log does, at the level INFO: that the init was started,
+// and how it ended, if not by an exit with 0. A container that could not be started
+// was not stopped either: nothing is written down. A reboot is no end; its log is
+// let go, or it would grow for ever.
 const endHook = `cd "${0%/*}" || exit 0
 if [ "$LXC_TARGET" = reboot ]; then : >log; exit 0; fi
 read -r pid rest <init || exit 0
+grep -q "Started .* with pid \"$pid\"" log || exit 0
 line=$(grep -F "Child <$pid> ended on " log | tail -n 1)
 n=${line##*"("}; n=${n%%")"*}
 case $line in

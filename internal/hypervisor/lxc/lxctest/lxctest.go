@@ -110,6 +110,24 @@ lxc.apparmor.profile = unconfined
 	return errors.Join(errs...)
 }
 
+// RemoveGroups removes the empty control groups that a container of this name left
+// when its monitor was killed.
+func RemoveGroups(name string) {
+	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		for _, kind := range []string{"payload", "monitor"} {
+			groups, err := filepath.Glob(filepath.Join(dir, "lxc."+kind+".*"))
+			if err != nil {
+				return
+			}
+			for _, g := range groups {
+				if rest, ok := strings.CutPrefix(filepath.Base(g), "lxc."+kind+"."+name); ok && strings.Trim(rest, "-0123456789") == "" {
+					_ = os.Remove(g) // one that is in use stays
+				}
+			}
+		}
+	}
+}
+
 // Boots counts how often a container was booted.
 func Boots(path string) int {
 	data, err := os.ReadFile(filepath.Join(path, "rootfs/boots"))
