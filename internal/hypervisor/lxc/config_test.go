@@ -144,13 +144,12 @@ func TestSizes(t *testing.T) {
 }
 
 func TestSocketNames(t *testing.T) {
-	// 98 bytes and "/command" fit; with one more LXC hashes the name.
-	short, long := strings.Repeat("x", 98-len("/mnt/ct/")), strings.Repeat("x", 99-len("/mnt/ct/"))
-	if got := socketName("/mnt/ct", short); got != "/mnt/ct/"+short {
-		t.Errorf("a name that fits: %s", got)
-	}
-	if got := socketName("/mnt/ct", long); !strings.HasPrefix(got, "lxc/") || len(got) != len("lxc/")+16 {
-		t.Errorf("a name that does not fit: %s", got)
+	// As LXC 5.0.2 made them.
+	const lxcpath = "/tmp/lx/m/ct"
+	for n, want := range map[int]string{97: lxcpath + "/" + strings.Repeat("y", 84), 98: "lxc/042214541c921276", 99: "lxc/97fa99ec8c34af7d", 100: "lxc/738290f23d8563cc"} {
+		if got := socketName(lxcpath, strings.Repeat("y", n-len(lxcpath)-1)); got != want {
+			t.Errorf("a name of %d bytes: %s, want %s", n, got, want)
+		}
 	}
 }
 

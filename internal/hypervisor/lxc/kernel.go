@@ -130,8 +130,9 @@ func sockets() (map[string]bool, error) {
 	return out, nil
 }
 
-// socketMax is what an abstract name may have in bytes, with /command and a NUL.
-const socketMax = 107
+// socketMax is the length in bytes, with /command, at which LXC hashes a name: it
+// leaves room for two NULs in sun_path (unix(7)).
+const socketMax = 106
 
 // socketName is how LXC calls a container's socket, without @ and /command: a
 // name that is too long is hashed (lxc_make_abstract_socket_name).

@@ -232,7 +232,8 @@ func storageTrouble(text string) bool {
 // that is listed when it runs.
 func (d *Driver) Stop(ctx context.Context, path string, force bool) error {
 	if force {
-		defer d.turns.Rush(path)()
+		end := d.turns.Rush(path)
+		defer end()
 	}
 	err := d.turns.Do(ctx, path, func() error {
 		s := &stop{Driver: d, ve: d.of(path), deadline: time.Now().Add(d.o.StopTimeout)}
