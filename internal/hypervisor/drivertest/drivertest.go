@@ -38,6 +38,9 @@ type Harness struct {
 	// Hang makes what carries out the verbs (the hypervisor's daemon, its tools) not
 	// answer until resume is called, which is called once or more.
 	Hang func(t *testing.T) (resume func())
+	// Spared are the verbs ("list", "start", "kill") that need nothing of what
+	// hangs: they succeed.
+	Spared []string
 	// Kill ends the hypervisor's daemon the hard way and starts it anew.
 	Kill func(t *testing.T)
 	// Other returns the driver of a second node with the same shared file system.
