@@ -110,9 +110,12 @@ func (m *machine) admit() {
 	delete(w.recovering, m.id)
 	m.session = true
 	w.putAlive(m)
-	for _, res := range w.repos[m.id].res {
+	for id, res := range w.repos[m.id].res {
 		if reboot && res.ShouldRun() && res.Waiting == "" && res.Migrating == "" {
-			if _, said := m.elsewhere(res.Path); !said {
+			if _, said := m.elsewhere(res.Path); said {
+				res.Waiting = "by the word of another node it runs there"
+				w.repos[m.id].res[id] = res
+			} else {
 				m.running[res.Path] = true // at home before the boot
 			}
 		}
@@ -219,12 +222,8 @@ func (m *machine) rescan() {
 			own.res[id] = r
 			continue
 		}
-		r.Want, r.Waiting, r.Migrating = cluster.WantRunning, "", ""
-		for n, o := range m.w.machines {
-			if _, coming := o.coming[r.Path]; coming {
-				r.Migrating = n
-			}
-		}
+		r.Want, r.Waiting = cluster.WantRunning, ""
+		r.Migrating, _ = m.elsewhere(r.Path)
 		own.res[id] = r
 	}
 	m.say()
