@@ -28,6 +28,10 @@ type Harness struct {
 	// Starts counts how often a guest was started since it was made.
 	Starts func(t *testing.T, path string) int
 
+	// EndsAlike tells that this hypervisor says the same of a guest's own shutdown
+	// and of its death: the cause of both has to be listed as unknown then.
+	EndsAlike bool
+
 	// The rest is nil where the technology has nothing of the kind.
 
 	// Hang makes what carries out the verbs (the hypervisor's daemon, its tools) not

@@ -67,8 +67,10 @@ func (d *Driver) watchOnce(ctx context.Context, hint func()) error {
 		done <- s
 	}()
 	var s subscription
+	answered := false
 	select {
 	case s = <-done:
+		answered = true
 	case <-ctx.Done():
 	case <-time.After(dialTimeout):
 		s.err = errors.New("libvirtd does not answer")
@@ -79,8 +81,9 @@ func (d *Driver) watchOnce(ctx context.Context, hint func()) error {
 		c.wire.Close()
 		cancel()
 		go func() {
-			if s.life == nil && s.err != nil {
-				s = <-done
+			if !answered {
+				late := <-done
+				s.life, s.meta = late.life, late.meta
 			}
 			drain(s.life)
 			drain(s.meta)
