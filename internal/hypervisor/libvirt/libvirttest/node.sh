@@ -14,7 +14,7 @@ if mountpoint -q /sys/fs/cgroup/unified; then umount -l /sys/fs/cgroup/unified |
 mkdir -p "$d/dev"
 mount -t tmpfs tmpfs "$d/dev" -o mode=755
 mkdir "$d/dev/pts" "$d/dev/shm" "$d/dev/net"
-for x in null zero full random urandom tty net/tun; do
+for x in null zero full random urandom tty net/tun fuse; do
   [ ! -e "/dev/$x" ] || { : >"$d/dev/$x"; mount --bind "/dev/$x" "$d/dev/$x"; }
 done
 mount -t devpts devpts "$d/dev/pts" -o newinstance,ptmxmode=0666,mode=0620
