@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -26,6 +27,7 @@ type Local struct {
 	EtcdCACert, EtcdCert, EtcdKey  string
 	EtcdUsername, EtcdPasswordFile string
 	Hypervisors                    []string
+	LibvirtURI, LibvirtLXCURI      string
 	FenceDir                       string
 	WatchdogDevice, ResetCommand   string
 	ListenAddress, WebConfigFile   string
@@ -46,6 +48,18 @@ var (
 	clusterName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
 	nodeName    = regexp.MustCompile(`^[^\s/,]{1,255}$`)
 )
+
+// drivers are the words in HYPERVISORS.
+var drivers = []string{"process", "libvirt", "libvirt-lxc", "lxc", "prlctl", "scripts"}
+
+// libvirtURI accepts the daemon of this host only: VEs of another are that one's.
+func libvirtURI(v string) (string, error) {
+	u, err := url.Parse(v)
+	if err != nil || u.Scheme == "" || u.Host != "" {
+		return "", fmt.Errorf("%q is not allowed; want the URI of this host's own daemon, such as qemu:///system or lxc:///, with ?socket=PATH for another socket", v)
+	}
+	return v, nil
+}
 
 // LoadLocal reads a node's file; SHAMAN_<KEY> of the environment (as "K=V")
 // overrides a key. All errors of the file are reported together, as a UsageError.
@@ -156,10 +170,14 @@ func (l *Local) set(key, v string) (err error) {
 	case "HYPERVISORS":
 		l.Hypervisors = strings.Split(v, ",")
 		for _, h := range l.Hypervisors {
-			if h != "process" {
-				err = fmt.Errorf("%q is no driver of this version; there is: process", h)
+			if !slices.Contains(drivers, h) {
+				err = fmt.Errorf("%q is no driver of this version; there are: %s", h, strings.Join(drivers, ", "))
 			}
 		}
+	case "LIBVIRT_URI":
+		l.LibvirtURI, err = libvirtURI(v)
+	case "LIBVIRT_LXC_URI":
+		l.LibvirtLXCURI, err = libvirtURI(v)
 	case "WATCHDOG_DEVICE":
 		l.WatchdogDevice, err = absolute(v)
 	case "RESET_COMMAND":

@@ -19,7 +19,6 @@ import (
 	"github.com/shaman-ha/shaman/internal/config"
 	"github.com/shaman-ha/shaman/internal/etcd"
 	"github.com/shaman-ha/shaman/internal/hypervisor"
-	"github.com/shaman-ha/shaman/internal/hypervisor/process"
 	"github.com/shaman-ha/shaman/internal/node"
 	"github.com/shaman-ha/shaman/internal/resources"
 	"github.com/shaman-ha/shaman/internal/watchdog"
@@ -107,11 +106,9 @@ func New(o Options) (*Daemon, error) {
 	}
 	drivers := o.Drivers
 	if drivers == nil {
-		p, err := process.New(process.Options{StateDir: o.Local.StateDir, RunDir: o.Local.RunDir, HostMemory: o.Local.NodeMemory, Logger: o.Logger.Named("process")})
-		if err != nil {
+		if drivers, err = openDrivers(o.Local, d.host, o.Logger); err != nil {
 			return nil, err
 		}
-		drivers = []hypervisor.Driver{p}
 	}
 	if d.drivers, err = hypervisor.NewSet(drivers...); err != nil {
 		return nil, err

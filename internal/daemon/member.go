@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,9 +20,9 @@ import (
 	"github.com/shaman-ha/shaman/internal/etcd"
 	"github.com/shaman-ha/shaman/internal/failover"
 	"github.com/shaman-ha/shaman/internal/fencing"
+	"github.com/shaman-ha/shaman/internal/hypervisor/scripts"
 	"github.com/shaman-ha/shaman/internal/membership"
 	"github.com/shaman-ha/shaman/internal/node"
-	"github.com/shaman-ha/shaman/internal/relocation"
 	"github.com/shaman-ha/shaman/internal/resources"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
@@ -51,7 +52,8 @@ type member struct {
 	asked    chan struct{}
 	lease    sync.Mutex
 	current  *election.Lease
-	capacity cluster.Capacity
+	capacity atomic.Pointer[cluster.Capacity]
+	hooks    *scripts.Hooks
 	begun    time.Time
 	ignored  map[string]bool
 	imu      sync.Mutex
@@ -132,6 +134,9 @@ func (m *member) build() (err error) {
 	m.brake = etcd.NewMirror[cluster.Brake](m.client, m.keys.Brake(), log, func() {})
 	m.events = resources.NewEventLog(m.store, m.host, log.Named("events"))
 	m.electionM = election.NewMetrics(reg)
+	if err := m.openHooks(); err != nil {
+		return err
+	}
 	if m.state, err = node.LoadState(m.Local.RunDir, m.boot); err != nil {
 		return err
 	}
@@ -141,7 +146,7 @@ func (m *member) build() (err error) {
 	*m.agent = agent.Agent{
 		Self: m.host, Inbox: m.inbox, Repository: m.store.Own(m.host), Hypervisor: m.drivers,
 		Gate: m.node.Gate, Boot: m.state, Settings: m.agentSettings, Ignored: m.isIgnored,
-		RunsOn: m.runsOn, Spoke: func() { poke(m.asked) }, Event: m.events.Add, Leave: m.node.Leave, At: m.At, Log: log.Named("agent"), Metrics: agent.NewMetrics(reg),
+		RunsOn: m.runsOn, Spoke: func() { poke(m.asked) }, Event: m.event, Leave: m.leave, At: m.At, Log: log.Named("agent"), Metrics: agent.NewMetrics(reg),
 	}
 	m.agent.Init()
 	m.pulses = &failover.Pulses{Read: m.store.ReadHeartbeat, Targets: m.pulseTargets, Timing: m.timing}
@@ -149,7 +154,7 @@ func (m *member) build() (err error) {
 		Self: m.host, Nodes: m.members.Nodes, Alive: m.members.Alive, Recovering: m.members.Recovering,
 		Failovers: m.ledger.Failovers, Actions: dispatch.Written{Ledger: m.ledger}, Confirms: m.ledger.Confirms, Brake: m.publishedBrake,
 		Ledger: m.ledger, Mount: m.store, Methods: m.methods, Pulses: m.pulses, Settings: m.engineSettings,
-		Place: m.place, ValidSince: m.validSince, Valid: m.leaseValid, NewID: dispatch.NewID, At: m.At, Event: m.events.Add,
+		Place: m.place, ValidSince: m.validSince, Valid: m.leaseValid, NewID: dispatch.NewID, At: m.At, Event: m.event,
 		Log: log.Named("failover"), Metrics: failover.NewMetrics(reg),
 	}
 	m.engine.Init()
@@ -186,7 +191,7 @@ func (m *member) buildNode() error {
 		},
 		Elect: m.elect, Active: m.active, Reset: m.Reset,
 		Status: m.say,
-		Event:  m.events.Add, Log: m.Logger.Named("node"),
+		Event:  m.event, Log: m.Logger.Named("node"),
 	}
 	m.living.Store(m.node)
 	bye := m.shutDown
@@ -264,16 +269,11 @@ func (m *member) run(outer context.Context) error {
 	}()
 	defer func() { stopEvents(); <-heartDone }()
 
-	if c, err := m.drivers.Capacity(ctx); err == nil {
-		m.capacity = c
-	} else {
-		m.Logger.Warn("the capacity of this node is not known; nothing is relocated here by memory", zap.Error(err))
-	}
 	var last node.Admitted
 	g, gctx := errgroup.WithContext(ctx)
 	for _, part := range []func(context.Context) error{
 		m.members.Run, m.inbox.Run, m.ledger.Failovers.Run, m.ledger.Confirms.Run, m.masters.Run, m.config.Run, m.brake.Run,
-		m.pulses.Run, m.answerQuestions,
+		m.pulses.Run, m.answerQuestions, m.learnCapacity, m.hooks.Run,
 		func(ctx context.Context) error {
 			return m.store.Watch(ctx, m.host, m.Local.RescanInterval, m.Logger.Named("resources"), m.agent.Look)
 		},
@@ -286,6 +286,15 @@ func (m *member) run(outer context.Context) error {
 	err := g.Wait()
 	if ctx.Err() != nil {
 		m.retire(ctx, last.Lease, leaving)
+	}
+	return err
+}
+
+// leave ends the membership, and runs the scripts for it.
+func (m *member) leave(ctx context.Context, ready func(context.Context) error) error {
+	err := m.node.Leave(ctx, ready)
+	if err == nil {
+		m.hooks.Leave(context.WithoutCancel(ctx))
 	}
 	return err
 }
@@ -400,22 +409,13 @@ func (m *member) methods() []failover.Method {
 	return out
 }
 
-// place asks the relocation policies of the moment.
-func (m *member) place(r failover.PlaceRequest) []cluster.Placement {
-	p, err := relocation.Parse(m.settings.Load().RelocationMode)
-	if err != nil {
-		m.Logger.Error("the relocation mode cannot be used; nothing is placed", zap.Error(err))
-		return nil
-	}
-	return p.Place(relocation.Request{
-		View: r.View, Resources: r.Resources, Avoid: r.Avoid, Pending: r.Pending, CPUPools: r.CPUPools, Reserve: r.Reserve, Turn: r.Turn,
-	})
-}
-
 // usage is what the node publishes about itself.
 func (m *member) usage() node.Usage {
 	r := m.agent.Report()
-	c := m.capacity
+	var c cluster.Capacity
+	if known := m.capacity.Load(); known != nil {
+		c = *known
+	}
 	if m.Local.NodeMemory != 0 {
 		c.Memory = m.Local.NodeMemory
 	}

@@ -148,15 +148,21 @@ func (s *Set) Watch(ctx context.Context, hint func()) error {
 	return g.Wait()
 }
 
-// Capacity is what this node can carry: the largest that any driver says.
+// Capacity is what this node can carry: the largest that any driver says, of
+// those that can be asked.
 func (s *Set) Capacity(ctx context.Context) (cluster.Capacity, error) {
 	var out cluster.Capacity
+	var errs []error
 	for _, d := range s.drivers {
 		c, err := d.Capacity(ctx)
 		if err != nil {
-			return out, fmt.Errorf("driver %s: %w", d.Name(), err)
+			errs = append(errs, fmt.Errorf("driver %s: %w", d.Name(), err))
+			continue
 		}
 		out.Memory, out.CPUs = max(out.Memory, c.Memory), max(out.CPUs, c.CPUs)
+	}
+	if out == (cluster.Capacity{}) {
+		return out, errors.Join(errs...)
 	}
 	return out, nil
 }

@@ -28,10 +28,10 @@ type Harness struct {
 	// Starts counts how often a guest was started since it was made.
 	Starts func(t *testing.T, path string) int
 
-	// NoCauses says that the technology does not tell a guest's own shutdown from its
-	// death: the cause of both is CauseUnknown, and only what the driver itself
-	// stopped gracefully is a CauseStop.
-	NoCauses bool
+	// EndsAlike tells that this hypervisor says the same of a guest's own shutdown
+	// and of its death: the cause of both has to be listed as unknown then, and only
+	// what the driver itself stopped gracefully is a stop.
+	EndsAlike bool
 
 	// The rest is nil where the technology has nothing of the kind.
 

@@ -10,26 +10,26 @@ import (
 	"github.com/shaman-ha/shaman/internal/hypervisor"
 )
 
-// ended is the cause that List has to tell of a guest that ended by itself.
-func (m machine) ended(how cluster.StopCause) cluster.StopCause {
-	if m.NoCauses {
+func ownStop(t *testing.T, m machine) {
+	path := m.running(t, "leaves", false)
+	m.End(t, path, cluster.CauseStop)
+	if c, want := m.stopped(t, path), m.told(cluster.CauseStop); c != want {
+		t.Errorf("cause %q, want %q", c, want)
+	}
+}
+
+// told is how a guest's end by itself is listed.
+func (m machine) told(how cluster.StopCause) cluster.StopCause {
+	if m.EndsAlike {
 		return cluster.CauseUnknown
 	}
 	return how
 }
 
-func ownStop(t *testing.T, m machine) {
-	path := m.running(t, "leaves", false)
-	m.End(t, path, cluster.CauseStop)
-	if c, want := m.stopped(t, path), m.ended(cluster.CauseStop); c != want {
-		t.Errorf("cause %q, want %q", c, want)
-	}
-}
-
 func crash(t *testing.T, m machine) {
 	path := m.running(t, "dies", false)
 	m.End(t, path, cluster.CauseCrash)
-	if c, want := m.stopped(t, path), m.ended(cluster.CauseCrash); c != want {
+	if c, want := m.stopped(t, path), m.told(cluster.CauseCrash); c != want {
 		t.Errorf("cause %q, want %q: only a stop may turn desired state to stopped", c, want)
 	}
 }

@@ -109,14 +109,14 @@ func TestSuite(t *testing.T) {
 	n := newNode(t, t.TempDir())
 	other := &node{prltest.NewServer(t, tool), n.mount, t.TempDir()}
 	drivertest.Run(t, drivertest.Harness{
-		NoCauses: true,
-		Open:     func(t *testing.T) hypervisor.Driver { return n.open(t) },
-		Make:     n.make,
-		End:      func(t *testing.T, path string, _ cluster.StopCause) { must(t, n.End(path)) },
-		Starts:   func(t *testing.T, path string) int { return conf(t, path).Starts },
-		Hang:     func(*testing.T) func() { return n.Hang() },
-		Kill:     func(t *testing.T) { n.Kill(t) },
-		Other:    func(t *testing.T) hypervisor.Driver { return other.open(t) },
+		EndsAlike: true,
+		Open:      func(t *testing.T) hypervisor.Driver { return n.open(t) },
+		Make:      n.make,
+		End:       func(t *testing.T, path string, _ cluster.StopCause) { must(t, n.End(path)) },
+		Starts:    func(t *testing.T, path string) int { return conf(t, path).Starts },
+		Hang:      func(*testing.T) func() { return n.Hang() },
+		Kill:      func(t *testing.T) { n.Kill(t) },
+		Other:     func(t *testing.T) hypervisor.Driver { return other.open(t) },
 		SelfStart: func(t *testing.T, path string) {
 			c := conf(t, path)
 			c.Autostart = "auto"
