@@ -148,6 +148,8 @@ func TestDrift(t *testing.T) {
 	s.words["/ve/twice"] = []cluster.NodeID{other}
 	s.repo.broken["ct-broken"] = cluster.BrokenReason{}
 	s.hv.Run("/ve/broken", drivertest.Definition{})
+	s.since["/ve/new"] = 1 // long ago, and nothing may be written now
+	s.gate.closed.Store(true)
 	if _, err := s.reconcile(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -168,6 +170,10 @@ func TestDrift(t *testing.T) {
 	words, ok := s.Words()
 	if diff := cmp.Diff([]cluster.RunningVE{{ID: "ct-broken", Path: "/ve/broken"}, {ID: "ct-foreign", Path: "/ve/foreign"}, {ID: "ct-new", Path: "/ve/new"}, {ID: "ct-plain", Path: "/ve/plain"}}, words); !ok || diff != "" {
 		t.Errorf("word %v (-want +got):\n%s", ok, diff)
+	}
+	s.gate.closed.Store(false)
+	if _, err := s.reconcile(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 	if m := s.repo.get("ct-twice").Migrating; m != other {
 		t.Errorf("MIGRATING %q, want %q: a failover must not start it a third time", m, other)

@@ -196,9 +196,9 @@ func (r *session) protect(ctx context.Context, drift *drifts, v cluster.VE) (wai
 	}
 	on := r.RunsOn(v.Path)
 	switch {
-	case !r.Valid():
 	case !seen || boottime.Since(first) < time.Second:
-		wait = true
+		return true, nil
+	case !r.Valid():
 	case len(on) > 0 && v.State == cluster.VEStopped:
 		d.Why += fmt.Sprintf("; it runs on node %s, which protects it", on[0])
 		wait = true
@@ -206,26 +206,29 @@ func (r *session) protect(ctx context.Context, drift *drifts, v cluster.VE) (wai
 		d.Class, d.Why, d.Next = cluster.DriftDuplicate, fmt.Sprintf("it runs here and, by the word of node %s, there", on[0]), "stop it on one of the two, at once"
 		wait = true
 	default:
-		return r.adoptNew(ctx, v)
+		wait = true
+		if done, err := r.adoptNew(ctx, v); done || err != nil {
+			return true, err
+		}
 	}
 	drift.add(d)
 	return wait, nil
 }
 
-// adoptNew makes the resource.
-func (r *session) adoptNew(ctx context.Context, v cluster.VE) (wait bool, err error) {
+// adoptNew makes the resource, if this node may do so now.
+func (r *session) adoptNew(ctx context.Context, v cluster.VE) (done bool, err error) {
 	all, err := r.Repository.FreshCensus(ctx)
 	if err != nil || len(all.Spots().Of(v)) > 0 {
-		return true, err
+		return false, err
 	}
 	release, err := r.gated()
 	if err != nil {
-		return true, nil // not now
+		return false, nil
 	}
 	defer release()
 	id, err := r.createAside(ctx, v.ID(), v)
 	if err != nil {
-		return true, err
+		return false, err
 	}
 	delete(r.since, v.Path)
 	r.Log.Info("a VE is protected from now on", zap.String("resource", string(id)), zap.String("path", v.Path))

@@ -134,8 +134,10 @@ func (a *app) addCmd() *cobra.Command {
 			if done, err := a.hooked(c.Context(), id); done || err != nil {
 				return err
 			}
-			if err := a.runsNowhereElse(c.Context(), s, id.Kind(), filepath.Clean(path)); err != nil {
-				return err
+			if len(s.census.Spots().At(filepath.Clean(path))) == 0 { // else this node's daemon has the answer
+				if err := a.runsNowhereElse(c.Context(), s, id.Kind(), filepath.Clean(path)); err != nil {
+					return err
+				}
 			}
 			_, err = a.ask(c.Context(), cluster.Action{Verb: cluster.VerbAdd, Node: a.self, Inc: alive.Incarnation, Resource: id, Path: filepath.Clean(path), Priority: prio.value, Force: force, Reason: "asked for by an operator"})
 			return err

@@ -27,7 +27,7 @@ func host(t testing.TB) string {
 func localDefaults(t testing.TB) Local {
 	return Local{
 		ClusterName: "lab", ClusterMount: "/mnt/ve", EtcdEndpoints: []string{"10.0.0.1:2379"},
-		NodeName: host(t), NodeAddress: host(t), Hypervisors: []string{"process"}, FenceDir: "/etc/shaman/fence.d", WatchdogDevice: "/dev/watchdog",
+		NodeName: host(t), NodeAddress: host(t), Hypervisors: []string{"process"}, LibvirtURI: "qemu:///system", LibvirtLXCURI: "lxc:///", FenceDir: "/etc/shaman/fence.d", WatchdogDevice: "/dev/watchdog",
 		ListenAddress: "127.0.0.1:9631", StateDir: "/var/lib/shaman", RunDir: "/run/shaman",
 		BootIDFile: "/proc/sys/kernel/random/boot_id", RescanInterval: time.Second, LogLevel: 2, LogFormat: "json",
 	}
@@ -70,7 +70,9 @@ func everyLocalKey(t testing.TB) map[string]struct {
 		"ETCD_KEY":           {"/k\nETCD_CERT=/cert", func(l *Local) { l.EtcdCert, l.EtcdKey = "/cert", "/k" }},
 		"ETCD_USERNAME":      {"u\nETCD_PASSWORD_FILE=" + secret, func(l *Local) { l.EtcdUsername, l.EtcdPasswordFile = "u", secret }},
 		"ETCD_PASSWORD_FILE": {secret + "\nETCD_USERNAME=u", func(l *Local) { l.EtcdUsername, l.EtcdPasswordFile = "u", secret }},
-		"HYPERVISORS":        {"process", func(*Local) {}},
+		"HYPERVISORS":        {"lxc,libvirt", func(l *Local) { l.Hypervisors = []string{"lxc", "libvirt"} }},
+		"LIBVIRT_URI":        {"qemu:///session?socket=/x", func(l *Local) { l.LibvirtURI = "qemu:///session?socket=/x" }},
+		"LIBVIRT_LXC_URI":    {"lxc:///system", func(l *Local) { l.LibvirtLXCURI = "lxc:///system" }},
 		"FENCE_DIR":          {"/fence", func(l *Local) { l.FenceDir = "/fence" }},
 		"WATCHDOG_DEVICE":    {"/dev/watchdog1", func(l *Local) { l.WatchdogDevice = "/dev/watchdog1" }},
 		"RESET_COMMAND":      {"echo c >/proc/sysrq-trigger", func(l *Local) { l.ResetCommand = "echo c >/proc/sysrq-trigger" }},
