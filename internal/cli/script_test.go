@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/shaman-ha/shaman/internal/cluster"
 	"github.com/shaman-ha/shaman/internal/config"
 	"github.com/shaman-ha/shaman/internal/daemon"
 	"github.com/shaman-ha/shaman/internal/etcd/etcdtest"
@@ -49,6 +50,8 @@ func TestMain(m *testing.M) {
 //	daemon start|stop|kill N   kill cuts the node off from etcd first, as a crash does
 //	etcd stop|start
 //	ve define|run|plain NODE NAME   a VE that stands, runs, or runs without high availability
+//	ve end|forget|coming NODE NAME  one that stops by itself, is unregistered, or is being migrated there
+//	ve migrate NODE NAME            one that runs there from now on, and was unregistered everywhere else
 //	put KEY VALUE              write a key of etcd
 //	resource NAME FILE         write what is the resource file of a VE
 //	fault NODE VERB NAME       that call of the driver fails from now on
@@ -305,15 +308,36 @@ func (s *session) daemonVerb(ts *testscript.TestScript, args []string) {
 	}
 }
 
-func (s *session) ve(_ *testscript.TestScript, args []string) {
+func (s *session) ve(ts *testscript.TestScript, args []string) {
 	path := filepath.Join(s.work, "mount", "ves", args[2])
-	def := drivertest.Definition{Memory: 64 << 20, NoHA: args[0] == "plain"}
-	for name, m := range s.machine {
-		if name == args[1] && args[0] != "define" {
-			m.driver.Run(path, def)
-		} else {
+	ts.Check(os.MkdirAll(path, 0o755))
+	def := drivertest.Definition{Memory: 64 << 20, NoHA: args[0] == "plain", Unsure: args[0] == "coming"}
+	here := s.machine[args[1]].driver
+	switch args[0] {
+	case "end":
+		here.End(path, cluster.CauseStop)
+	case "forget":
+		here.End(path, cluster.CauseUnknown)
+		ts.Check(here.Unregister(context.Background(), path))
+	case "migrate":
+		for name, m := range s.machine {
+			if name != args[1] {
+				m.driver.End(path, cluster.CauseUnknown)
+				ts.Check(m.driver.Unregister(context.Background(), path))
+			}
+		}
+		here.Run(path, def)
+	case "coming":
+		here.Run(path, def)
+	case "define":
+		for _, m := range s.machine {
 			m.driver.Define(path, def)
 		}
+	default:
+		for _, m := range s.machine {
+			m.driver.Define(path, def)
+		}
+		here.Run(path, def)
 	}
 }
 
