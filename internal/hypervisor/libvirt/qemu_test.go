@@ -121,3 +121,33 @@ func TestDefinitionsThatCannotBeRegisteredSayWhy(t *testing.T) {
 		}
 	}
 }
+
+// Whatever a libvirtd leaves that dies in the middle of a start is not taken for
+// stopped while its process is there, and can be ended.
+func TestALibvirtdThatDiesInTheMiddleOfAStart(t *testing.T) {
+	s := newSite(t, "qemu")
+	d := s.open(t, s.a)
+	path := s.running(t, d, "halfway")
+	g := s.guest(path)
+	must(t, d.Stop(t.Context(), path, true))
+	done := make(chan error, 1)
+	go func() { done <- d.Start(t.Context(), path) }()
+	eventually(t, "a process", func() bool { return s.a.Guest(g.UUID, g.Name) != 0 })
+	must(t, s.a.KillDaemon(t.Context()))
+	if err := <-done; err != nil && !errors.Is(err, cluster.ErrCannotAsk) {
+		t.Errorf("start = %v, want ErrCannotAsk: nobody knows", err)
+	}
+	must(t, s.a.Ready(t.Context()))
+	ves, err := d.List(t.Context())
+	must(t, err)
+	i := slices.IndexFunc(ves, func(v cluster.VE) bool { return v.Path == path })
+	t.Logf("listed as %q by %q", ves[i].State, ves[i].Cause)
+	if ves[i].State == cluster.VEStopped && s.a.Guest(g.UUID, g.Name) != 0 {
+		t.Error("listed as stopped while its process is there")
+	}
+	must(t, d.Stop(t.Context(), path, true))
+	if pid := s.a.Guest(g.UUID, g.Name); pid != 0 {
+		t.Errorf("process %d is there after a stop by force", pid)
+	}
+	must(t, d.Barrier(t.Context()), d.Start(t.Context(), path))
+}
