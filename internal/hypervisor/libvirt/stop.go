@@ -31,6 +31,7 @@ func (d *Driver) Stop(ctx context.Context, path string, force bool) error {
 func (d *Driver) stop(ctx context.Context, path string, id uuid, force bool) error {
 	began := time.Now()
 	var asked time.Time
+	var refused error // the first request, by the hypervisor
 	for requests := 0; ; {
 		x, err := d.look(ctx, id)
 		if err != nil {
@@ -44,6 +45,8 @@ func (d *Driver) stop(ctx context.Context, path string, id uuid, force bool) err
 		}
 		force = force || d.turns.Rushed(path)
 		switch {
+		case !force && refused != nil:
+			return refused
 		case force:
 			err = d.act(ctx, id, nil, func(l *golibvirt.Libvirt) error { return l.DomainDestroyFlags(x.Domain, 0) })
 			if err != nil && !isCode(err, golibvirt.ErrOperationInvalid) { // else it has ended meanwhile, or has not begun yet
@@ -55,9 +58,11 @@ func (d *Driver) stop(ctx context.Context, path string, id uuid, force bool) err
 			how := d.shutdownBy(requests)
 			err = d.act(ctx, id, d.hurry(ctx, path, id), func(l *golibvirt.Libvirt) error { return l.DomainShutdownFlags(x.Domain, how) })
 			if err != nil {
-				d.o.Logger.Warn("a guest could not be asked to shut down; asking again", zap.String("ve", path), zap.Error(err))
-				if requests == 0 && ctx.Err() == nil && !isCode(err, golibvirt.ErrOperationInvalid) && !d.lxc() {
-					return err
+				d.o.Logger.Warn("a guest could not be asked to shut down", zap.String("ve", path), zap.Error(err))
+				// It may have ended under the request, which the next look tells. A
+				// container is asked another way the next time.
+				if requests == 0 && !isCode(err, golibvirt.ErrOperationInvalid) && !d.lxc() {
+					refused = err
 				}
 			}
 			requests, asked = requests+1, time.Now()

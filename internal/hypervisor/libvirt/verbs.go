@@ -147,7 +147,8 @@ func (d *Driver) Register(ctx context.Context, path string) error {
 		}
 		// A running one keeps its definition; one that is not kept by libvirt gets one.
 		if x.ID == inactive && defined || !defined || !persistent {
-			if err := d.define(ctx, id, path); err != nil {
+			// What is defined here and was never saved is the only definition there is.
+			if err := d.define(ctx, id, path); err != nil && !(defined && errors.Is(err, fs.ErrNotExist)) {
 				return err
 			}
 		}
@@ -187,6 +188,23 @@ func (d *Driver) define(ctx context.Context, id uuid, path string) error {
 	}
 	if def.uuid != id {
 		return fmt.Errorf("the definition is of UUID %s; a file of another name was copied there: put the right one back", def.uuid)
+	}
+	same := false
+	err = d.pool.ask(ctx, func(l *golibvirt.Libvirt) error {
+		dom, err := l.DomainLookupByUUID(golibvirt.UUID(id))
+		if err != nil {
+			return err
+		}
+		have, err := dump(l, dom)
+		persistent, perr := l.DomainIsPersistent(dom)
+		same = have == text && persistent == 1
+		return errors.Join(err, perr)
+	})
+	if err != nil && !isCode(err, golibvirt.ErrNoDomain) {
+		return err
+	}
+	if same {
+		return nil
 	}
 	err = d.act(ctx, id, nil, func(l *golibvirt.Libvirt) error {
 		_, err := l.DomainDefineXML(text)
