@@ -251,23 +251,29 @@ func TestTheSharedFileSystemHangs(t *testing.T) {
 	must(t, d.Register(t.Context(), down))
 	resume := g.hang()
 	defer resume()
-	ctx, cancel := context.WithTimeout(t.Context(), 25*time.Second)
-	defer cancel()
 	t.Run("a daemon that starts meanwhile knows its types and what runs", func(t *testing.T) {
 		next := l.open(t)
 		if !cmp.Equal(next.Kinds(), []cluster.Kind{"demo"}) {
 			t.Errorf("types %v", next.Kinds())
 		}
 	})
-	t.Run("what runs can be stopped, by the copies of the scripts", func(t *testing.T) {
-		// The type's describe looks at the path, which hangs; stop does not.
+	t.Run("what runs is stopped by force, by the copies of the scripts", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		must(t, d.Stop(ctx, path, true))
+	})
+	t.Run("a resource whose describe hangs is unknown, and holds up no other", func(t *testing.T) {
 		o := l.options()
 		o.DescribeTimeout = 500 * time.Millisecond
 		next := open(t, o)
-		v := next.get(path)
-		if err := next.stopBy(ctx, v, true); !errors.Is(err, cluster.ErrCannotAsk) {
-			t.Errorf("stop = %v; describe could not confirm it", err)
+		must(t, os.WriteFile(filepath.Join(next.runDir(keyOf(down)), "touchy"), nil, 0o644))
+		for range 2 {
+			if v := state(t, next, down); v.State != cluster.VEUnknown {
+				t.Errorf("listed as %q, want unknown", v.State)
+			}
+			eventually(t, "the other is listed as stopped", func() bool { return state(t, next, path).State == cluster.VEStopped })
 		}
+		must(t, os.Remove(filepath.Join(next.runDir(keyOf(down)), "touchy")))
 	})
 	t.Run("a verb ends with its context, and holds its turn", func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
