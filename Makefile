@@ -76,6 +76,8 @@ install: build
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/modules-load.d deploy/modules-load.d/shaman.conf
 	install -D -m 644 deploy/systemd/shaman.conf.example $(DESTDIR)/etc/shaman/shaman.conf.example
 	install -d -m 700 $(DESTDIR)/etc/shaman/fence.d
+	for t in iscsi- service- podman-; do install -D -m 755 -t $(DESTDIR)$(PREFIX)/share/shaman/examples/$$t deploy/scripts/$$t/* || exit 1; done
+	chmod 644 $(DESTDIR)$(PREFIX)/share/shaman/examples/iscsi-/lib.sh
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man8 docs/man/shaman.8 docs/man/shaman-monitor.8
 	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man5 docs/man/shaman.conf.5
 

@@ -125,7 +125,7 @@ func (d *Driver) enumerateKind(ctx context.Context, kind cluster.Kind, began tim
 	defer cancel()
 	var all []found
 	err := driverkit.Guarded(ectx, func() error {
-		env := []string{"SHAMAN_NODE=" + string(d.o.Node), "SHAMAN_MOUNT=" + d.o.Mount, "SHAMAN_RUN=" + d.runDir("")}
+		env := []string{"SHAMAN_NODE=" + string(d.o.Node), "SHAMAN_MOUNT=" + d.o.Mount}
 		out, _, err := runChain(ectx, d.finder(), purposeEnumerate, kind, nil, env)
 		if err == nil {
 			all, err = parseEnumeration(out)
@@ -242,35 +242,13 @@ func (d *Driver) flight(ctx context.Context, v *ve, f *flight, suspect bool) {
 	}
 	slots <- struct{}{}
 	began := time.Now()
-	res := make(chan error, 1)
-	go func() {
-		_, err := d.look(ctx, v)
-		res <- err
-	}()
-	var err error
-	gone := true
-	select {
-	case err = <-res:
-	case <-time.After(d.o.DescribeTimeout + killGrace):
-		gone = false
-		err = fmt.Errorf("%w: describe hangs in the kernel and cannot be killed", cluster.ErrCannotAsk)
-		v.set(began, description{}, err)
-	}
+	_, err := d.look(ctx, v)
 	<-slots
-	late := err != nil && time.Since(began) >= d.o.DescribeTimeout
 	v.mu.Lock()
-	v.stuck = late
-	if gone {
-		v.flight = nil
-	}
+	v.stuck = err != nil && time.Since(began) >= d.o.DescribeTimeout || v.hangs > 0
+	v.flight = nil
 	v.mu.Unlock()
 	close(f.done)
-	if !gone {
-		<-res
-		v.mu.Lock()
-		v.flight = nil
-		v.mu.Unlock()
-	}
 }
 
 // complain logs that a resource cannot be described, once, and once that it can again.

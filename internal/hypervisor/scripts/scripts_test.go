@@ -186,7 +186,7 @@ func TestDriver(t *testing.T) {
 			return path, "not on the shared file system"
 		},
 		SelfStart: func(t *testing.T, path string) {
-			must(t, os.WriteFile(filepath.Join(path, "autostart"), nil, 0o644))
+			must(t, os.WriteFile(filepath.Join(d.runDir(keyOf(path)), "autostart"), nil, 0o644))
 		},
 	})
 	dirs, err := filepath.Glob(filepath.Join(l.mount, "demo", "*"))

@@ -31,11 +31,11 @@ type ve struct {
 	notBefore time.Time   // a look that began earlier does not count: something was done since
 	flight    *flight     // the look that is under way in the background
 	stuck     bool        // its last look in the background did not end in time: lists do not wait for it
+	hangs     int         // describes that were killed and are not gone
 	said      string      // the last complaint: each is logged once
 }
 
-// flight is a look in the background. done is closed when its result is there, or
-// when it has taken too long.
+// flight is a look in the background. done is closed when its result is there.
 type flight struct{ done chan struct{} }
 
 func keyOf(path string) string {

@@ -19,6 +19,9 @@ import (
 // rushPoll is how often a graceful stop looks whether somebody wants it by force.
 const rushPoll = 10 * time.Millisecond
 
+// forceLook is how long a stop by force waits for a look that could make it needless.
+const forceLook = 2 * time.Second
+
 // The pauses between two looks at a resource that is not yet where it should be.
 const (
 	confirmMin = 20 * time.Millisecond
@@ -31,11 +34,7 @@ func (d *Driver) look(ctx context.Context, v *ve) (description, error) {
 	lctx, cancel := context.WithTimeout(ctx, d.o.DescribeTimeout)
 	defer cancel()
 	d.readParams(lctx, v)
-	out, err := d.run(lctx, v, purposeDescribe, false)
-	var desc description
-	if err == nil {
-		desc, err = parseDescription(out)
-	}
+	desc, err := d.describe(lctx, v)
 	switch {
 	case errors.Is(err, cluster.ErrNoVE):
 		desc, err = description{state: cluster.VEStopped}, nil // it does not run here, then
@@ -49,6 +48,53 @@ func (d *Driver) look(ctx context.Context, v *ve) (description, error) {
 	}
 	v.set(began, desc, err)
 	return desc, err
+}
+
+// describe runs the scripts for describe. It changes nothing, so it needs no turn,
+// and one that cannot be killed, since it hangs in the kernel, is not waited for;
+// but no other is begun until it is gone.
+func (d *Driver) describe(ctx context.Context, v *ve) (description, error) {
+	v.mu.Lock()
+	hangs := v.hangs > 0
+	v.mu.Unlock()
+	if hangs {
+		return description{}, fmt.Errorf("%w: a describe that was killed hangs in the kernel; it looks at something, the shared file system for one, that does not answer", cluster.ErrCannotAsk)
+	}
+	type result struct {
+		desc description
+		err  error
+	}
+	done := make(chan result, 1)
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		out, err := d.run(ctx, v, purposeDescribe, false)
+		var desc description
+		if err == nil {
+			desc, err = parseDescription(out)
+		}
+		done <- result{desc, err}
+	}()
+	select {
+	case r := <-done:
+		return r.desc, r.err
+	case <-ctx.Done():
+	}
+	select {
+	case r := <-done: // it was killed, or has just made it
+		return r.desc, r.err
+	case <-time.After(killGrace):
+	}
+	v.mu.Lock()
+	v.hangs++
+	v.mu.Unlock()
+	go func() {
+		<-over
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		v.hangs--
+	}()
+	return description{}, driverkit.Ended(ctx)
 }
 
 // readParams has the parameter file read when it was not for a while. It waits
@@ -250,7 +296,12 @@ func (d *Driver) Stop(ctx context.Context, path string, force bool) error {
 		if v == nil {
 			return nil
 		}
-		desc, err := d.look(ctx, v)
+		lctx, cancel := ctx, context.CancelFunc(func() {})
+		if force {
+			lctx, cancel = context.WithTimeout(ctx, forceLook)
+		}
+		desc, err := d.look(lctx, v)
+		cancel()
 		if err == nil && desc.state == cluster.VEStopped {
 			return nil
 		}
