@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -42,7 +43,7 @@ that are real processes, and a fence agent that cuts a node's power.
 
 As root each node has a mount namespace with a mount of its own, which can be cut.`}
 	root.PersistentFlags().StringVar(&c.dir, "dir", ".lab", "`directory` of the lab")
-	root.AddCommand(c.up(), c.demo(), c.status(), c.check(), c.down(), c.kill(), c.startCmd(), c.pause(), c.cutCmd(), c.execCmd(), c.hidden("host", (*Lab).Host), c.hidden("watchdog", (*Lab).Dog), c.etcdMember(), c.fenceAgent())
+	root.AddCommand(c.up(), c.demo(), c.status(), c.check(), c.down(), c.kill(), c.startCmd(), c.pause(), c.cutCmd(), c.execCmd(), c.hidden("host", (*Lab).Host), c.hidden("watchdog", (*Lab).Dog), c.etcdMember(), c.fenceAgent(), c.chassis())
 	each := func(use, short string, f func(*Lab, Node) error) {
 		root.AddCommand(&cobra.Command{Use: use + " NODE...", Short: short, Args: cobra.MinimumNArgs(1), RunE: func(_ *cobra.Command, args []string) error { return c.nodes(args, f) }})
 	}
@@ -111,6 +112,8 @@ func (c *command) options(cmd *cobra.Command) func() (Options, error) {
 	lock := f.String("lock-timeout", "2s", "LOCK_TIMEOUT")
 	nodeMemory := f.String("node-memory", "64GiB", "memory of a node")
 	veMemory := f.String("ve-memory", "64MiB", "memory of a VE")
+	f.StringVar(&o.Driver, "driver", "process", "what the VEs are: `process`, lxc or libvirt (QEMU); the latter two need root and their packages")
+	f.BoolVar(&o.IPMI, "ipmi", false, "fence the nodes by fence_ipmilan through simulated BMCs")
 	f.BoolVar(&o.Watchdog, "watchdog", false, "give each node a watchdog, which cuts its power (needs root)")
 	return func() (Options, error) {
 		var err error
@@ -432,5 +435,19 @@ func (c *command) fenceAgent() *cobra.Command {
 			return exitCode(code)
 		}
 		return nil
+	}}
+}
+
+func (c *command) chassis() *cobra.Command {
+	return &cobra.Command{Use: "chassis NODE ADDRESS get|set|check PARAMETER...", Hidden: true, Args: cobra.MinimumNArgs(2), RunE: func(_ *cobra.Command, args []string) error {
+		l, err := Open(c.dir)
+		if err != nil {
+			return err
+		}
+		n, err := l.Node(args[0])
+		if err != nil {
+			return err
+		}
+		return l.chassis(n, args[1:], bufio.NewWriter(c.out))
 	}}
 }

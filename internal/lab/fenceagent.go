@@ -56,7 +56,7 @@ func (l *Lab) FenceAgent(in io.Reader, out, msg io.Writer) int {
 		case err != nil:
 			_, _ = fmt.Fprintln(msg, "fence_lab:", err)
 			return agentFailed
-		case l.Power(n) == On, len(ps) > 0:
+		case l.Power(n) == On, len(ps) > 0, l.cage(n) != 0:
 			return agentOK
 		}
 		return agentOff

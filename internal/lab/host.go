@@ -82,10 +82,16 @@ func (l *Lab) Host(ctx context.Context, n Node) error {
 			return err
 		}
 	}
+	guests, err := l.startCage(ctx, n)
+	if err != nil {
+		return err
+	}
+	if guests != nil {
+		go l.witness(ctx, n, guests)
+	}
 	cable := newLine()
-	var lc net.ListenConfig
 	for i, port := range n.Cables {
-		ln, err := lc.Listen(ctx, "tcp", "127.0.0.1:"+strconv.Itoa(port))
+		ln, err := l.listen(ctx, guests, "127.0.0.1:"+strconv.Itoa(port))
 		if err != nil {
 			return fmt.Errorf("make a cable of %s: %w", n.Name, err)
 		}
@@ -113,6 +119,19 @@ func (l *Lab) Host(ctx context.Context, n Node) error {
 		case <-usr1:
 		}
 	}
+}
+
+// listen makes a listener where the node's daemon will look for it.
+func (l *Lab) listen(ctx context.Context, guests *cage, addr string) (ln net.Listener, err error) {
+	var lc net.ListenConfig
+	if l.Driver != "lxc" {
+		return lc.Listen(ctx, "tcp", addr)
+	}
+	err = inNamespaces(guests.init, []string{"net"}, func() (err error) {
+		ln, err = lc.Listen(ctx, "tcp", addr)
+		return err
+	})
+	return ln, err
 }
 
 // startHost starts a node's host and waits until its mount and cables are there.

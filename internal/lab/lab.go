@@ -35,6 +35,8 @@ type Options struct {
 	VEMemory    cluster.Bytes
 	EtcdMembers int
 	Watchdog    bool
+	Driver      string   // one of Drivers; "" = process
+	IPMI        bool     // nodes are fenced through simulated BMCs
 	Env         []string // added to the environment of all daemons
 }
 
@@ -51,6 +53,9 @@ type Lab struct {
 	Members     []Member      `json:"etcd"`
 	Nodes       []Node        `json:"nodes"`
 	VEs         []string      `json:"ves"` // ids of all VEs
+	Guests      []VE          `json:"guests,omitempty"`
+	Driver      string        `json:"driver"`
+	IPMI        bool          `json:"ipmi,omitempty"`
 	Running     int           `json:"running"`
 	LockTimeout time.Duration `json:"lock_timeout"`
 	Watchdog    bool          `json:"watchdog,omitempty"` // each node has one
@@ -74,6 +79,7 @@ type Node struct {
 	HostID cluster.NodeID `json:"host_id"`
 	Cables []int          `json:"cables"` // local ports that lead to the etcd members
 	HTTP   int            `json:"http"`
+	BMC    int            `json:"bmc,omitempty"` // port of its simulated BMC
 }
 
 // Power is the state of a node's power switch.

@@ -25,7 +25,7 @@ func (l *Lab) Start(n Node) error {
 	}
 	defer unlock()
 	if l.Power(n) == Off {
-		if err := killAll(envNode, l.nodeDir(n)); err != nil {
+		if err := errors.Join(l.killCage(n), killAll(envNode, l.nodeDir(n))); err != nil {
 			return err
 		}
 		if err := os.RemoveAll(filepath.Join(l.nodeDir(n), "run")); err != nil {
@@ -62,31 +62,53 @@ func (l *Lab) startMonitor(n Node) error {
 	return replaceFile(filepath.Join(l.nodeDir(n), commMonitor+".pid"), []byte(strconv.Itoa(cmd.Process.Pid)))
 }
 
-// inside runs f, which starts a process, in a node's mount namespace.
+// inside runs f, which starts a process, in a node's namespaces.
 func (l *Lab) inside(n Node, f func() error) error {
 	if !l.Namespaces {
 		return f()
 	}
-	pid := l.host(n)
+	pid, spaces := l.host(n), []string{"mnt"}
+	if l.Driver == "lxc" {
+		// Another machine to LXC: its sockets, processes and the names of both.
+		pid, spaces = l.cage(n), []string{"net", "uts", "pid", "mnt"}
+	}
 	if pid == 0 {
 		return fmt.Errorf("%s is off; switch it on with 'shaman-lab start %s'", n.Name, n.Name)
 	}
+	if err := inNamespaces(pid, spaces, f); err != nil {
+		return fmt.Errorf("on %s: %w", n.Name, err)
+	}
+	return nil
+}
+
+// inNamespaces runs f in namespaces of a process, by their names in /proc.
+func inNamespaces(pid int, spaces []string, f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		// The thread stays in the other namespace, so it is not given back: it
-		// ends with this goroutine.
+		// The thread stays in the other namespaces, so it is not given back: it ends
+		// with this goroutine.
 		runtime.LockOSThread()
 		done <- func() error {
-			ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
-			if err != nil {
-				return fmt.Errorf("enter %s: %w", n.Name, err)
+			var open []*os.File
+			defer func() {
+				for _, ns := range open {
+					_ = ns.Close()
+				}
+			}()
+			for _, name := range spaces { // all before the first: /proc may be another one then
+				ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", pid, name))
+				if err != nil {
+					return err
+				}
+				open = append(open, ns)
 			}
-			defer ns.Close()
 			if err := unix.Unshare(unix.CLONE_FS); err != nil {
-				return fmt.Errorf("enter %s: %w", n.Name, err)
+				return err
 			}
-			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
-				return fmt.Errorf("enter %s: %w", n.Name, err)
+			for i, ns := range open {
+				if err := unix.Setns(int(ns.Fd()), 0); err != nil {
+					return fmt.Errorf("enter the %s namespace of process %d: %w", spaces[i], pid, err)
+				}
 			}
 			return f()
 		}()
@@ -109,7 +131,7 @@ func (l *Lab) Kill(n Node) error {
 	if pid := l.host(n); pid != 0 {
 		_ = syscall.Kill(pid, syscall.SIGKILL) // what is left is told by killAll
 	}
-	return killAll(envNode, l.nodeDir(n))
+	return errors.Join(l.killCage(n), killAll(envNode, l.nodeDir(n)))
 }
 
 // CrashMonitor kills a node's daemon alone, as a bug of it would.

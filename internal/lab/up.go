@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -59,6 +60,11 @@ func Up(ctx context.Context, o Options, say Say) (l *Lab, err error) {
 		return l, err
 	}
 	for _, n := range l.Nodes {
+		if l.IPMI {
+			if err := l.startBMC(n); err != nil {
+				return l, err
+			}
+		}
 		if err := l.Start(n); err != nil {
 			return l, err
 		}
@@ -136,6 +142,12 @@ func create(o Options) (*Lab, error) {
 		return nil, fmt.Errorf("--etcd-members %d is not allowed; want 1 or 3", o.EtcdMembers)
 	case o.Watchdog && os.Geteuid() != 0:
 		return nil, errors.New("--watchdog needs a FUSE device for each node, and that needs root; run the lab as root")
+	case o.Watchdog && o.Driver == "lxc":
+		return nil, errors.New("--watchdog cannot be had with --driver lxc: the lab's watchdogs do not see what runs in another pid namespace")
+	case o.missing() != nil:
+		return nil, o.missing()
+	case o.IPMI && ipmiMissing() != nil:
+		return nil, ipmiMissing()
 	case o.VEs < 0 || o.StoppedVEs < 0:
 		return nil, errors.New("--ves and --stopped-ves: want 0 or more")
 	}
@@ -162,13 +174,13 @@ func create(o Options) (*Lab, error) {
 			return nil, fmt.Errorf("%s is not beside shaman-lab: %w; build all programs with 'make build'", p, err)
 		}
 	}
-	l := &Lab{Dir: dir, ClusterName: "lab", Bin: bin, LockTimeout: o.LockTimeout, Watchdog: o.Watchdog, Namespaces: os.Geteuid() == 0, Running: o.VEs, Env: o.Env}
+	l := &Lab{Dir: dir, ClusterName: "lab", Bin: bin, LockTimeout: o.LockTimeout, Watchdog: o.Watchdog, Namespaces: os.Geteuid() == 0, Running: o.VEs, Env: o.Env, Driver: cmp.Or(o.Driver, "process"), IPMI: o.IPMI}
 	for _, d := range []string{l.Mount(), filepath.Join(dir, "velog"), filepath.Join(dir, "fence.d"), filepath.Join(dir, "bin")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, fmt.Errorf("make the lab: %w", err)
 		}
 	}
-	ports, err := freePorts(2*o.EtcdMembers + o.Nodes*(o.EtcdMembers+1))
+	ports, err := freePorts(2*o.EtcdMembers + o.Nodes*(o.EtcdMembers+2))
 	if err != nil {
 		return nil, err
 	}
@@ -181,18 +193,22 @@ func create(o Options) (*Lab, error) {
 		l.Members = append(l.Members, Member{Number: i + 1, Client: take(), Peer: take()})
 	}
 	for i := range o.Nodes {
-		n := Node{Name: "node" + strconv.Itoa(i+1), HostID: cluster.NodeID(fmt.Sprintf("%016x", i+1)), HTTP: take()}
+		n := Node{Name: "node" + strconv.Itoa(i+1), HostID: cluster.NodeID(fmt.Sprintf("%016x", i+1)), HTTP: take(), BMC: take()}
 		for range l.Members {
 			n.Cables = append(n.Cables, take())
 		}
 		l.Nodes = append(l.Nodes, n)
 	}
-	for i := range o.VEs + o.StoppedVEs {
-		l.VEs = append(l.VEs, fmt.Sprintf("ct-ve%03d", i+1))
-	}
+	l.VEs = o.guestIDs()
 	for _, n := range l.Nodes {
 		if err := l.writeNode(n, o); err != nil {
 			return nil, err
+		}
+		if !o.IPMI {
+			continue
+		}
+		if err := l.writeBMC(n); err != nil {
+			return nil, fmt.Errorf("make the BMC of %s: %w", n.Name, err)
 		}
 	}
 	agent := fmt.Sprintf("#!/bin/sh\nexec %q fence-agent --dir %q\n", filepath.Join(bin, "shaman-lab"), dir)
@@ -229,18 +245,18 @@ func (l *Lab) writeNode(n Node, o Options) error {
 		return fmt.Errorf("make %s: %w", n.Name, err)
 	}
 	conf := func(endpoints []string) string {
-		return strings.Join([]string{
+		return strings.Join(append(l.hypervisor(n), []string{
 			"# A node of the lab, made by shaman-lab.",
 			"CLUSTER_NAME=" + l.ClusterName, "CLUSTER_MOUNT=" + l.Mount(),
 			"HOST_ID=" + string(n.HostID), "NODE_NAME=" + n.Name, "NODE_ADDRESS=10.0.0." + strings.TrimPrefix(n.Name, "node"),
-			"ETCD_ENDPOINTS=" + strings.Join(endpoints, ","), "HYPERVISORS=process",
+			"ETCD_ENDPOINTS=" + strings.Join(endpoints, ","),
 			"FENCE_DIR=" + filepath.Join(l.Dir, "fence.d"), "LISTEN_ADDRESS=127.0.0.1:" + strconv.Itoa(n.HTTP),
 			"STATE_DIR=" + filepath.Join(dir, "state"), "RUN_DIR=" + filepath.Join(dir, "run"),
 			"BOOT_ID_FILE=" + filepath.Join(dir, "boot_id"), "HARDWARE_ID=lab-" + n.Name,
 			"WATCHDOG_DEVICE=" + filepath.Join(l.dogDir(n), "watchdog"),
 			fmt.Sprintf("RESET_COMMAND=exec '%s' kill --dir '%s' %s", filepath.Join(l.Bin, "shaman-lab"), l.Dir, n.Name),
 			"NODE_MEMORY=" + strconv.FormatInt(int64(o.NodeMemory), 10), "LOG_LEVEL=4", "",
-		}, "\n")
+		}...), "\n")
 	}
 	var cables, direct []string
 	for _, p := range n.Cables {
@@ -280,18 +296,17 @@ func (l *Lab) makeVEs(ctx context.Context, o Options) error {
 	repos := map[cluster.NodeID]*resources.Repository{}
 	for i, id := range l.VEs {
 		n := l.Nodes[i%len(l.Nodes)]
-		dir := filepath.Join(l.Mount(), "ves", strings.TrimPrefix(id, "ct-"))
-		if err := os.MkdirAll(dir, 0o755); err != nil {
+		v, err := l.makeGuest(id, o.VEMemory)
+		if err != nil {
 			return fmt.Errorf("make %s: %w", id, err)
 		}
-		conf := fmt.Sprintf("COMMAND=exec %s %s\nMEMORY=%d\nHA_ENABLE=yes\n", filepath.Join(l.Bin, "shaman-lab-ve"), filepath.Join(l.Dir, "velog"), o.VEMemory)
-		if err := os.WriteFile(filepath.Join(dir, "ve.conf"), []byte(conf), 0o644); err != nil {
-			return fmt.Errorf("make %s: %w", id, err)
+		if l.Driver != "process" {
+			l.Guests = append(l.Guests, v)
 		}
 		if repos[n.HostID] == nil {
 			repos[n.HostID] = store.Own(n.HostID)
 		}
-		res := cluster.Resource{ID: cluster.ResourceID(id), Path: dir, Memory: o.VEMemory, Want: cluster.WantRunning, LastNode: n.HostID}
+		res := cluster.Resource{ID: cluster.ResourceID(id), Path: v.Path, UUID: v.UUID, Memory: o.VEMemory, Want: cluster.WantRunning, LastNode: n.HostID}
 		if i >= o.VEs {
 			res.Want = cluster.WantStopped
 		}
@@ -299,13 +314,13 @@ func (l *Lab) makeVEs(ctx context.Context, o Options) error {
 			return err
 		}
 	}
-	return nil
+	return l.save() // the nodes' hosts read which guests there are
 }
 
 // running tells whether anything of the lab runs.
 func (l *Lab) running() bool {
 	for _, n := range l.Nodes {
-		if ps, err := l.procs(n); err != nil || len(ps) > 0 || l.dog(n) != 0 {
+		if ps, err := l.procs(n); err != nil || len(ps) > 0 || l.dog(n) != 0 || l.cage(n) != 0 {
 			return true
 		}
 	}
@@ -321,7 +336,7 @@ func (l *Lab) running() bool {
 func (l *Lab) Down() error {
 	var errs []error
 	for _, n := range l.Nodes {
-		errs = append(errs, l.Kill(n), l.stopDog(n))
+		errs = append(errs, l.Kill(n), l.stopDog(n), l.stopBMC(n))
 	}
 	for _, m := range l.Members {
 		errs = append(errs, killAll(envMember, l.memberDir(m)))

@@ -137,6 +137,9 @@ stdio_handler = "file"
 		os.WriteFile(filepath.Join(n.Dir, "etc/qemu.conf"), []byte(qemu), 0o644))
 }
 
+// Init is the node's first process: with it all of the node ends.
+func (n *Node) Init() int { return n.initPID }
+
 // Socket is that of the node's libvirtd, to be used from outside of the node.
 func (n *Node) Socket() string { return filepath.Join(n.Dir, "run/libvirt-sock") }
 
