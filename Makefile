@@ -55,6 +55,7 @@ fuzz:
 	for f in FuzzParseDocument; do go test -run '^$$' -fuzz "^$$f$$" -fuzztime 60s ./internal/resources || exit 1; done
 	go test -run '^$$' -fuzz '^FuzzParseLocal$$' -fuzztime 60s ./internal/config
 	go test -run '^$$' -fuzz '^FuzzParseConf$$' -fuzztime 60s ./internal/hypervisor/process
+	go test -run '^$$' -fuzz '^FuzzParse$$' -fuzztime 60s ./internal/hypervisor/scripts
 
 bench:
 	go run ./bench
