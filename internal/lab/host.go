@@ -82,6 +82,7 @@ func (l *Lab) Host(ctx context.Context, n Node) error {
 			return err
 		}
 	}
+	closeOnExec() // who has the mount's device too keeps it from ending with this process
 	guests, err := l.startCage(ctx, n)
 	if err != nil {
 		return err
@@ -117,6 +118,19 @@ func (l *Lab) Host(ctx context.Context, n Node) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-usr1:
+		}
+	}
+}
+
+// closeOnExec keeps all open files but the standard ones from children.
+func closeOnExec() {
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return
+	}
+	for _, f := range fds {
+		if fd, err := strconv.Atoi(f.Name()); err == nil && fd > 2 {
+			unix.CloseOnExec(fd)
 		}
 	}
 }
