@@ -102,6 +102,10 @@ func removeCgroups() {
 		})
 		_ = os.Remove(d) // not empty: it is of somebody else
 	}
+	slices, _ := filepath.Glob("/sys/fs/cgroup/*/machine")
+	for _, d := range slices {
+		_ = os.Remove(d)
+	}
 }
 
 func (s *site) open(t *testing.T, n *libvirttest.Node) *Driver {

@@ -56,7 +56,7 @@ func (d *Driver) stop(ctx context.Context, path string, id uuid, force bool) err
 			return fmt.Errorf("it did not shut down within %s", d.o.StopTimeout)
 		case requests == 0 || time.Since(asked) > askAgain:
 			how := d.shutdownBy(requests)
-			err = d.act(ctx, id, d.hurry(ctx, path, id), func(l *golibvirt.Libvirt) error { return l.DomainShutdownFlags(x.Domain, how) })
+			err = d.act(ctx, id, d.hurry(ctx, path, id, 0), func(l *golibvirt.Libvirt) error { return l.DomainShutdownFlags(x.Domain, how) })
 			if err != nil {
 				d.o.Logger.Warn("a guest could not be asked to shut down", zap.String("ve", path), zap.Error(err))
 				// It may have ended under the request, which the next look tells. A
