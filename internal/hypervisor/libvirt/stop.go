@@ -17,7 +17,8 @@ func (d *Driver) Stop(ctx context.Context, path string, force bool) error {
 		return nil
 	}
 	if force {
-		defer d.turns.Rush(path)()
+		end := d.turns.Rush(path)
+		defer end()
 	}
 	return d.verb(ctx, "stop", path, func(id uuid) error {
 		err := d.stop(ctx, path, id, force)
