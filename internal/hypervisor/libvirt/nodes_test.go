@@ -2,7 +2,6 @@ package libvirt
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -101,6 +100,10 @@ func removeCgroups() {
 			return nil
 		})
 		_ = os.Remove(d) // not empty: it is of somebody else
+	}
+	slices, _ := filepath.Glob("/sys/fs/cgroup/*/machine")
+	for _, d := range slices {
+		_ = os.Remove(d)
 	}
 }
 
@@ -284,7 +287,7 @@ func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); !cond(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal(fmt.Sprintf("not in time: %s", what))
+			t.Fatalf("not in time: %s", what)
 		}
 	}
 }

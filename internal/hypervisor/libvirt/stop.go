@@ -17,7 +17,8 @@ func (d *Driver) Stop(ctx context.Context, path string, force bool) error {
 		return nil
 	}
 	if force {
-		defer d.turns.Rush(path)()
+		end := d.turns.Rush(path)
+		defer end()
 	}
 	return d.verb(ctx, "stop", path, func(id uuid) error {
 		err := d.stop(ctx, path, id, force)
@@ -56,7 +57,7 @@ func (d *Driver) stop(ctx context.Context, path string, id uuid, force bool) err
 			return fmt.Errorf("it did not shut down within %s", d.o.StopTimeout)
 		case requests == 0 || time.Since(asked) > askAgain:
 			how := d.shutdownBy(requests)
-			err = d.act(ctx, id, d.hurry(ctx, path, id), func(l *golibvirt.Libvirt) error { return l.DomainShutdownFlags(x.Domain, how) })
+			err = d.act(ctx, id, d.hurry(ctx, path, id, 0), func(l *golibvirt.Libvirt) error { return l.DomainShutdownFlags(x.Domain, how) })
 			if err != nil {
 				d.o.Logger.Warn("a guest could not be asked to shut down", zap.String("ve", path), zap.Error(err))
 				// It may have ended under the request, which the next look tells. A

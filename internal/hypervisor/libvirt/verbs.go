@@ -19,6 +19,9 @@ const (
 	// askAgain is how often a guest is asked to shut down: one that boots does not
 	// hear the first time.
 	askAgain = 5 * time.Second
+	// startTakes is how long a start is left alone by who wants the VE stopped: one
+	// that was cut short is a failed attempt.
+	startTakes = 10 * time.Second
 )
 
 // verb runs f in the VE's turn, and says what was done to what.
@@ -282,8 +285,8 @@ func (d *Driver) Start(ctx context.Context, path string) error {
 		if err := d.stopped.forget(id); err != nil {
 			return err
 		}
-		// Who stops it by force while the start hangs need not wait for it.
-		err = d.act(ctx, id, d.hurry(ctx, path, id), func(l *golibvirt.Libvirt) error {
+		// Who stops it by force need not wait for a start that hangs.
+		err = d.act(ctx, id, d.hurry(ctx, path, id, startTakes), func(l *golibvirt.Libvirt) error {
 			_, err := l.DomainCreateWithFlags(x.Domain, 0)
 			return err
 		})
@@ -296,9 +299,10 @@ func (d *Driver) Start(ctx context.Context, path string) error {
 	})
 }
 
-// hurry returns what ends the domain by force if somebody waits for that.
-func (d *Driver) hurry(ctx context.Context, path string, id uuid) func() {
-	var next time.Time
+// hurry returns what ends the domain by force if somebody waits for that, once
+// the call under way has had its time.
+func (d *Driver) hurry(ctx context.Context, path string, id uuid, patience time.Duration) func() {
+	next := time.Now().Add(patience)
 	return func() {
 		if !d.turns.Rushed(path) || time.Now().Before(next) {
 			return

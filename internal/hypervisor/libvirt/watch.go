@@ -108,7 +108,8 @@ func drain[T any](c <-chan T) {
 
 func (d *Driver) events(ctx context.Context, c *conn, life <-chan golibvirt.DomainEventLifecycleMsg, meta <-chan any, hint func()) error {
 	d.defs.forgetAll()
-	defer d.defs.watch()()
+	end := d.defs.watch()
+	defer end()
 	hint() // whatever happened before was not seen
 	alive := time.NewTicker(aliveEvery)
 	defer alive.Stop()
