@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"sort"
 	"strconv"
@@ -173,7 +172,7 @@ func (l *Lab) Check(ctx context.Context) (Findings, error) {
 		return f, err
 	}
 	for _, id := range l.VEs {
-		path := filepath.Join(l.Mount(), "ves", strings.TrimPrefix(id, "ct-"))
+		path := l.VEPath(id)
 		switch at := places[path]; len(at) {
 		case 1:
 			f.VEs++

@@ -121,7 +121,8 @@ func (l *Lab) untouched(n Node, from, to time.Time, f *Findings) error {
 		if k, _ := fmt.Sscan(sc.Text(), &ns, &what, &name); k != 3 {
 			continue
 		}
-		resource := strings.HasPrefix(strings.TrimPrefix(name, "."), "ct-")
+		base := strings.TrimPrefix(name, ".")
+		resource := strings.HasPrefix(base, "ct-") || strings.HasPrefix(base, "vm-")
 		if at := time.Unix(0, ns); resource && at.After(from) && at.Before(to) {
 			f.Problems = append(f.Problems, fmt.Sprintf("%s touched a resource at %s, between its answer that everything is stopped (%s) and its next admission (%s): %s",
 				n.Name, at.Format(time.RFC3339Nano), from.Format(time.RFC3339Nano), to.Format(time.RFC3339Nano), sc.Text()))

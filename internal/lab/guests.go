@@ -91,6 +91,19 @@ func (l *Lab) makeGuest(id string, memory cluster.Bytes) (VE, error) {
 	return v, errors.Join(os.MkdirAll(v.Path, 0o755), os.WriteFile(filepath.Join(v.Path, "ve.conf"), []byte(conf), 0o644))
 }
 
+// VEPath is the path of a VE as its resource has it.
+func (l *Lab) VEPath(id string) string {
+	if i := slices.IndexFunc(l.Guests, func(v VE) bool { return v.ID == id }); i >= 0 {
+		return l.Guests[i].Path
+	}
+	return filepath.Join(l.Mount(), "ves", strings.TrimPrefix(id, "ct-"))
+}
+
+// LibvirtURI is a node's libvirtd for virsh.
+func (l *Lab) LibvirtURI(n Node) string {
+	return "qemu+unix:///system?socket=" + filepath.Join(l.libvirtDir(n), "run/libvirt-sock")
+}
+
 // Boots counts on a guest's own disk how often it was booted.
 func (l *Lab) Boots(id string) (int, error) {
 	i := slices.IndexFunc(l.Guests, func(v VE) bool { return v.ID == id })
@@ -219,7 +232,7 @@ func (c *cage) running(driver string) map[string]int {
 	if err != nil {
 		return nil
 	}
-	out := map[string]int{}
+	out, coming, elsewhere := map[string]int{}, map[string]bool{}, map[string]bool{}
 	dirs, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil
@@ -229,7 +242,8 @@ func (c *cage) running(driver string) map[string]int {
 		if err != nil {
 			continue
 		}
-		if ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid)); err != nil || ns != own {
+		ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
+		if err != nil || ns != own && driver != "libvirt" {
 			continue
 		}
 		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
@@ -238,8 +252,10 @@ func (c *cage) running(driver string) map[string]int {
 		}
 		switch driver {
 		case "libvirt":
-			if name, ok := qemuName(line); ok {
-				out[name] = pid
+			if name, ok := qemuName(line); ok && ns == own {
+				out[name], coming[name] = pid, bytes.Contains(line, []byte("\x00-incoming\x00"))
+			} else if ok {
+				elsewhere[name] = true
 			}
 		case "lxc":
 			// "[lxc monitor] PATH NAME"; the guest's first process is its child.
@@ -248,6 +264,12 @@ func (c *cage) running(driver string) map[string]int {
 					out[f[3]] = child
 				}
 			}
+		}
+	}
+	for name := range coming {
+		// A live migration that comes in: it runs once the one that it comes from has ended.
+		if coming[name] && elsewhere[name] {
+			delete(out, name)
 		}
 	}
 	return out
@@ -287,18 +309,20 @@ func (l *Lab) witness(ctx context.Context, n Node, c *cage) {
 	tick := time.NewTicker(witnessBeat)
 	defer tick.Stop()
 	for {
+		begun := moment()
 		now := c.running(l.Driver)
+		seen := moment()
 		for _, v := range l.Guests {
 			pid, old := now[v.Name], was[v.Name]
 			switch {
 			case pid == 0 && old == 0:
 				continue
 			case pid == 0:
-				l.testify(files, n, v.ID, old, "stop")
+				l.testify(files, n, v.ID, old, "stop", begun)
 			case pid != old:
-				l.testify(files, n, v.ID, pid, "start")
+				l.testify(files, n, v.ID, pid, "start", seen)
 			default:
-				l.testify(files, n, v.ID, pid, "beat")
+				l.testify(files, n, v.ID, pid, "beat", begun)
 			}
 		}
 		was = now
@@ -310,7 +334,18 @@ func (l *Lab) witness(ctx context.Context, n Node, c *cage) {
 	}
 }
 
-func (l *Lab) testify(files map[string]*os.File, n Node, id string, pid int, what string) {
+// at is a moment on both clocks.
+type at struct {
+	mono time.Duration
+	wall time.Time
+}
+
+func moment() at { return at{monotonic(), time.Now()} }
+
+// testify writes a line. What was seen to live did so when the look began, and
+// what was seen to have started did so before the look ended: a line never says
+// more than was seen.
+func (l *Lab) testify(files map[string]*os.File, n Node, id string, pid int, what string, when at) {
 	f := files[id]
 	if f == nil {
 		var err error
@@ -319,7 +354,7 @@ func (l *Lab) testify(files map[string]*os.File, n Node, id string, pid int, wha
 		}
 		files[id] = f
 	}
-	_, _ = fmt.Fprintf(f, "%d %d %s %d %s\n", int64(monotonic()), time.Now().UnixNano(), n.Name, pid, what)
+	_, _ = fmt.Fprintf(f, "%d %d %s %d %s\n", int64(when.mono), when.wall.UnixNano(), n.Name, pid, what)
 }
 
 // chassis is a node's power switch as a simulated BMC uses it: "ADDR get power",

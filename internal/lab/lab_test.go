@@ -356,6 +356,4 @@ func (c *cluster) lives() int {
 }
 
 // veDir is where a VE lies, past all nodes' mounts.
-func (c *cluster) veDir(id string) string {
-	return filepath.Join(c.Mount(), "ves", strings.TrimPrefix(id, "ct-"))
-}
+func (c *cluster) veDir(id string) string { return c.VEPath(id) }
