@@ -305,7 +305,7 @@ func (l *Lab) witness(ctx context.Context, n Node, c *cage) {
 			_ = f.Close()
 		}
 	}()
-	was := map[string]int{}
+	was, last := map[string]int{}, map[string]at{}
 	tick := time.NewTicker(witnessBeat)
 	defer tick.Stop()
 	for {
@@ -318,11 +318,13 @@ func (l *Lab) witness(ctx context.Context, n Node, c *cage) {
 			case pid == 0 && old == 0:
 				continue
 			case pid == 0:
-				l.testify(files, n, v.ID, old, "stop", begun)
+				l.testify(files, n, v.ID, old, "stop", last[v.ID]) // it lived until then for sure
 			case pid != old:
 				l.testify(files, n, v.ID, pid, "start", seen)
+				last[v.ID] = seen
 			default:
 				l.testify(files, n, v.ID, pid, "beat", begun)
+				last[v.ID] = begun
 			}
 		}
 		was = now
