@@ -42,16 +42,15 @@ func guests(t *testing.T, driver string, nodes, ves int) *cluster {
 	c := start(t, func(o *lab.Options) {
 		o.Driver, o.IPMI, o.Nodes, o.VEs, o.StoppedVEs = driver, driver == "libvirt", nodes, ves, 1
 	})
-	if driver == "libvirt" { // a virtual machine counts its boot when its first instructions have run
-		c.wait("all guests to have booted", func() bool {
-			for _, id := range c.VEs[:c.Running] {
-				if n, err := c.Boots(id); err != nil || n == 0 {
-					return false
-				}
+	// A guest that runs counts its boot when its first instructions have run.
+	c.wait("all guests to have booted", func() bool {
+		for _, id := range c.VEs[:c.Running] {
+			if n, err := c.Boots(id); err != nil || n == 0 {
+				return false
 			}
-			return true
-		})
-	}
+		}
+		return true
+	})
 	return c
 }
 
