@@ -9,7 +9,7 @@ E2E     ?= .
 SHELL    = /bin/bash
 .SHELLFLAGS = -o pipefail -c
 
-.PHONY: all build demo test lint unit e2e fuzz bench soak crashpoints rules model model-quick install clean
+.PHONY: all build demo test lint unit drivers e2e fuzz bench soak crashpoints rules model model-quick install clean
 
 all: build
 
@@ -21,7 +21,7 @@ demo: build
 	bin/shaman-lab demo
 
 # All checks and all tests.
-test: lint unit model-quick e2e
+test: lint unit drivers model-quick e2e
 
 lint: bin/golangci-lint
 	test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
@@ -33,7 +33,11 @@ bin/golangci-lint: tools/go.mod
 	cd tools && go build -o ../bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
 unit:
-	go test -race -shuffle=on $$(go list ./... | grep -v -e /internal/lab$$ -e /internal/booted$$ -e /internal/crashpoints$$)
+	go test -race -shuffle=on $$(go list ./... | grep -v -e /internal/lab$$ -e /internal/booted$$ -e /internal/crashpoints$$ -e /internal/hypervisor/)
+
+# Real hypervisors, one after the other: their time-outs are those of a machine.
+drivers:
+	go test -race -p 1 -shuffle=on -timeout 20m ./internal/hypervisor/...
 
 # Real daemons (with the race detector in them), real etcd, a real systemd, power
 # cuts: by themselves, one package after the other, since their time-outs are those

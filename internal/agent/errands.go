@@ -13,11 +13,11 @@ import (
 // it happens while the gate is closed or the lease not valid.
 func (r *session) errand(ctx context.Context, j *job) {
 	e := *j.action
-	switch e.Value.Verb {
-	case cluster.VerbLook:
+	if e.Value.Verb == cluster.VerbLook {
 		r.sight(ctx, e)
 		return
-	case cluster.VerbRuns:
+	}
+	if e.Value.Verb == cluster.VerbRuns {
 		r.tellRuns(ctx, e)
 		return
 	}

@@ -188,7 +188,8 @@ func (m *machine) migrate(to *machine, path string) {
 
 // arrive ends one live migration that comes in, well or not.
 func (m *machine) arrive(well bool) {
-	for _, path := range slices.Sorted(maps.Keys(m.coming)) {
+	if paths := slices.Sorted(maps.Keys(m.coming)); len(paths) > 0 {
+		path := paths[0]
 		from := m.w.machines[m.coming[path]]
 		delete(m.coming, path)
 		if well && from.running[path] {
@@ -197,7 +198,6 @@ func (m *machine) arrive(well bool) {
 		}
 		m.say()
 		from.rescan()
-		return
 	}
 }
 

@@ -200,7 +200,7 @@ func loopbackIsUp(pid int) bool {
 		if err != nil {
 			return err
 		}
-		defer unix.Close(fd)
+		defer func() { _ = unix.Close(fd) }()
 		r, err := unix.NewIfreq("lo")
 		if err != nil {
 			return err
@@ -362,9 +362,8 @@ func (l *Lab) testify(files map[string]*os.File, n Node, id string, pid int, wha
 // chassis is a node's power switch as a simulated BMC uses it: "ADDR get power",
 // or "ADDR set power 0".
 func (l *Lab) chassis(n Node, args []string, out *bufio.Writer) error {
-	defer out.Flush()
 	if len(args) < 2 {
-		return errors.New("want ADDRESS get|set|check PARAMETER...")
+		return errors.New("want an address, get, set or check, and parameters")
 	}
 	params := args[2:]
 	switch args[1] {
@@ -392,5 +391,5 @@ func (l *Lab) chassis(n Node, args []string, out *bufio.Writer) error {
 			}
 		}
 	}
-	return nil
+	return out.Flush()
 }

@@ -28,13 +28,24 @@ type wire struct {
 	net.Conn
 	once sync.Once
 	dead chan struct{}
+	open chan struct{} // closed when the library has opened it, or has not been able to
 }
+
+// openWait bounds how long the end of a connection is kept from the library while
+// it opens it: it notes a success without a lock, and the end of a connection
+// reads that note. Where it waits for an answer that does not come, it waits this
+// much longer.
+const openWait = 200 * time.Millisecond
 
 // Read implements net.Conn.
 func (w *wire) Read(p []byte) (int, error) {
 	n, err := w.Conn.Read(p)
 	if err != nil {
 		w.once.Do(func() { close(w.dead) })
+		select {
+		case <-w.open:
+		case <-time.After(openWait):
+		}
 	}
 	return n, err
 }
@@ -87,10 +98,14 @@ func (p *pool) open(ctx context.Context) (*conn, error) {
 	if n == nil {
 		return nil, fmt.Errorf("%w: connect to libvirtd: %w; see that it runs, and that LIBVIRT_URI is right", cluster.ErrCannotAsk, errors.Join(errs...))
 	}
-	w := &wire{Conn: n, dead: make(chan struct{})}
+	w := &wire{Conn: n, dead: make(chan struct{}), open: make(chan struct{})}
 	c := &conn{Libvirt: golibvirt.NewWithDialer(w), wire: w}
 	done := make(chan error, 1)
-	go func() { done <- c.ConnectToURI(golibvirt.ConnectURI(p.uri)) }()
+	go func() {
+		err := c.ConnectToURI(golibvirt.ConnectURI(p.uri))
+		close(w.open)
+		done <- err
+	}()
 	select {
 	case err := <-done:
 		if err != nil {
@@ -179,7 +194,7 @@ func (p *pool) send(ctx context.Context, impatient func(), f func(*golibvirt.Lib
 			return false, err
 		}
 		if !fresh { // an old connection that has ended is found out by a question, not by a verb whose fate is not known
-			if _, err := c.ping(ctx); err != nil {
+			if err := c.ping(ctx); err != nil {
 				c.wire.Close()
 				if ctx.Err() != nil {
 					return false, driverkit.Ended(ctx)
@@ -208,20 +223,16 @@ func (p *pool) send(ctx context.Context, impatient func(), f func(*golibvirt.Lib
 }
 
 // ping asks what any libvirtd can answer at once.
-func (c *conn) ping(ctx context.Context) (uint64, error) {
-	type answer struct {
-		version uint64
-		err     error
-	}
-	done := make(chan answer, 1)
+func (c *conn) ping(ctx context.Context) error {
+	done := make(chan error, 1)
 	go func() {
-		v, err := c.ConnectGetLibVersion()
-		done <- answer{v, err}
+		_, err := c.ConnectGetLibVersion()
+		done <- err
 	}()
 	select {
-	case a := <-done:
-		return a.version, a.err
+	case err := <-done:
+		return err
 	case <-ctx.Done():
-		return 0, driverkit.Ended(ctx)
+		return driverkit.Ended(ctx)
 	}
 }

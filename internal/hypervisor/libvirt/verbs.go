@@ -151,7 +151,7 @@ func (d *Driver) Register(ctx context.Context, path string) error {
 		// A running one keeps its definition; one that is not kept by libvirt gets one.
 		if x.ID == inactive && defined || !defined || !persistent {
 			// What is defined here and was never saved is the only definition there is.
-			if err := d.define(ctx, id, path); err != nil && !(defined && errors.Is(err, fs.ErrNotExist)) {
+			if err := d.define(ctx, id, path); err != nil && (!defined || !errors.Is(err, fs.ErrNotExist)) {
 				return err
 			}
 		}

@@ -102,7 +102,7 @@ func drain[T any](c <-chan T) {
 	if c == nil {
 		return
 	}
-	for range c { //nolint:revive // only to its end
+	for range c { // only to its end
 	}
 }
 
@@ -136,7 +136,7 @@ func (d *Driver) events(ctx context.Context, c *conn, life <-chan golibvirt.Doma
 			}
 		case <-alive.C:
 			pctx, cancel := context.WithTimeout(ctx, aliveTimeout)
-			_, err := c.ping(pctx)
+			err := c.ping(pctx)
 			cancel()
 			if err != nil {
 				return fmt.Errorf("%w: libvirtd does not answer: %w", cluster.ErrCannotAsk, err)

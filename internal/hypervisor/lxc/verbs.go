@@ -290,7 +290,9 @@ func (s *stop) until(ctx context.Context, force bool) error {
 func (s *stop) wait() {
 	if s.asked != nil {
 		s.endTool()
-		<-s.asked
+		if err := <-s.asked; err != nil {
+			s.asked = nil // it was ended, which is what was wanted
+		}
 	}
 }
 
@@ -377,7 +379,8 @@ func (d *Driver) Barrier(ctx context.Context) error { return d.turns.Wait(ctx) }
 // Watch implements hypervisor.Driver. What it looks at is cheap: one file for all
 // containers, and the processes that are written down.
 func (d *Driver) Watch(ctx context.Context, hint func()) error {
-	defer d.hints.Add(hint)()
+	remove := d.hints.Add(hint)
+	defer remove()
 	tick := time.NewTicker(watchPoll)
 	defer tick.Stop()
 	was := d.signature()

@@ -408,7 +408,8 @@ func (d *Driver) busy(es []entry, quiets map[string]*quiet) (waits string) {
 
 // Watch implements hypervisor.Driver: prlctl has no events, so the list is looked at.
 func (d *Driver) Watch(ctx context.Context, hint func()) error {
-	defer d.hints.Add(hint)()
+	remove := d.hints.Add(hint)
+	defer remove()
 	var was map[entry]bool
 	for {
 		seq := d.causes.now()

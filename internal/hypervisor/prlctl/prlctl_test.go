@@ -83,15 +83,6 @@ func must(t *testing.T, err error) {
 	}
 }
 
-func eventually(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !cond(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("not in time: " + what)
-		}
-	}
-}
-
 // ve returns what a driver says of a path.
 func ve(t *testing.T, d *Driver, path string) cluster.VE {
 	t.Helper()
@@ -173,7 +164,7 @@ func TestErrorTexts(t *testing.T) {
 			continue
 		}
 		for _, class := range []error{cluster.ErrNoVE, cluster.ErrHold, cluster.ErrLocked, cluster.ErrCannotAsk} {
-			if errors.Is(err, class) != (class == tt.want) {
+			if errors.Is(err, class) != errors.Is(tt.want, class) {
 				t.Errorf("%q: %v; is %v: %v", tt.text, err, class, errors.Is(err, class))
 			}
 		}

@@ -19,7 +19,8 @@ const rushPoll = 20 * time.Millisecond
 func (d *Driver) Stop(ctx context.Context, path string, force bool) error {
 	path = home(path)
 	if force {
-		defer d.turns.Rush(path)()
+		end := d.turns.Rush(path)
+		defer end()
 	}
 	return d.verb(ctx, "stop", path, func() error {
 		s := stopping{Driver: d, path: path, force: force, until: time.Now().Add(d.o.StopTimeout)}

@@ -393,7 +393,8 @@ func (d *Driver) Barrier(ctx context.Context) error {
 
 // Watch implements hypervisor.Driver.
 func (d *Driver) Watch(ctx context.Context, hint func()) error {
-	defer d.hints.Add(hint)()
+	remove := d.hints.Add(hint)
+	defer remove()
 	was := map[*ve]bool{} // that ran at the last look
 	pause := adoptedPoll
 	for first := true; ; first = false {

@@ -26,7 +26,7 @@ func need(t *testing.T, programs ...string) {
 			missing = append(missing, p)
 		}
 	}
-	why := ""
+	var why string
 	switch {
 	case len(missing) > 0:
 		why = "it needs " + strings.Join(missing, ", ")

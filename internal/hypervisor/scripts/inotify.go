@@ -23,7 +23,8 @@ func watchDir(ctx context.Context, dir string, each func(name string)) error {
 	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_CREATE|unix.IN_ATTRIB|unix.IN_CLOSE_WRITE|unix.IN_MOVED_TO|unix.IN_ONLYDIR); err != nil {
 		return fmt.Errorf("watch %s: %w", dir, err)
 	}
-	defer context.AfterFunc(ctx, func() { _ = f.Close() })() // a reader returns then
+	stop := context.AfterFunc(ctx, func() { _ = f.Close() }) // a reader returns then
+	defer stop()
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := f.Read(buf)

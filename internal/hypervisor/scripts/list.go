@@ -258,9 +258,9 @@ func (d *Driver) complain(v *ve, err error) {
 	said := v.said
 	v.said = text
 	v.mu.Unlock()
-	switch {
-	case text == said:
-	case text == "":
+	switch text {
+	case said:
+	case "":
 		d.o.Logger.Info("a resource can be described again", zap.String("ve", v.path))
 	default:
 		d.o.Logger.Error("a resource cannot be described; its state counts as unknown, and it is neither started nor taken for stopped", zap.String("ve", v.path), zap.Error(err))
@@ -270,7 +270,8 @@ func (d *Driver) complain(v *ve, err error) {
 // Watch implements hypervisor.Driver. What scripts hint at is told at once; all
 // other changes when the next look finds them.
 func (d *Driver) Watch(ctx context.Context, hint func()) error {
-	defer d.hints.Add(hint)()
+	remove := d.hints.Add(hint)
+	defer remove()
 	go func() {
 		if err := watchDir(ctx, d.hintDir(), d.hinted); err != nil {
 			d.o.Logger.Warn("scripts' hints are not seen; changes are found by looking", zap.Error(err))

@@ -289,7 +289,8 @@ func (d *Driver) settle(ctx context.Context, v *ve, settled func(cluster.VEState
 // Stop implements hypervisor.Driver.
 func (d *Driver) Stop(ctx context.Context, path string, force bool) error {
 	if force {
-		defer d.turns.Rush(path)()
+		end := d.turns.Rush(path)
+		defer end()
 	}
 	return d.turn(ctx, "stop", path, func() error {
 		v := d.get(path)

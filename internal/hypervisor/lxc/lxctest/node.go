@@ -175,11 +175,12 @@ func (r *remote) call(ctx context.Context, q request, hint func()) (answer, erro
 	if err := json.NewEncoder(c).Encode(q); err != nil {
 		return answer{}, fmt.Errorf("%w: %w", cluster.ErrCannotAsk, err)
 	}
-	defer context.AfterFunc(ctx, func() {
+	stop := context.AfterFunc(ctx, func() {
 		if u, ok := c.(*net.UnixConn); ok {
 			_ = u.CloseWrite() // tells the node that ctx has ended
 		}
-	})()
+	})
+	defer stop()
 	for dec := json.NewDecoder(c); ; {
 		var a answer
 		if err := dec.Decode(&a); err != nil {

@@ -253,7 +253,7 @@ func (s *Server) stop(c Conf, kill bool, run int) func() (wire.Answer, bool) {
 
 func (s *Server) configure(c Conf, home string, args []string) wire.Answer {
 	for i := 0; i+1 < len(args); i += 2 {
-		v, valid := args[i+1], true
+		v, valid := args[i+1], false
 		switch args[i] {
 		case "--ha-enable":
 			c.HA, valid = v, v == "yes" || v == "no"
@@ -262,8 +262,6 @@ func (s *Server) configure(c Conf, home string, args []string) wire.Answer {
 			c.Prio, valid = n, err == nil
 		case "--autostart":
 			c.Autostart, valid = v, v == "on" || v == "off" || v == "auto"
-		default:
-			valid = false
 		}
 		if !valid {
 			return bad("An incorrect value for %s is specified: %s\nFailed to configure the virtual machine.", args[i], v)
