@@ -133,6 +133,7 @@ func settings(ctx context.Context, conf string, lock time.Duration) error {
 type member struct {
 	id   cluster.NodeID
 	conf string
+	ves  *instant
 	end  context.CancelFunc
 	done chan error
 }
@@ -177,8 +178,9 @@ func (m *member) run(ctx context.Context, at func(string)) error {
 	if err != nil {
 		return err
 	}
+	m.ves = newInstant()
 	d, err := daemon.New(daemon.Options{
-		Local: local, Logger: zap.NewNop(), Drivers: []hypervisor.Driver{newInstant()}, At: at,
+		Local: local, Logger: zap.NewNop(), Drivers: []hypervisor.Driver{m.ves}, At: at,
 		Leaving: func() daemon.Leaving { return daemon.LeaveRestart },
 	})
 	if err != nil {

@@ -15,6 +15,7 @@ const veMemory cluster.Bytes = 64 << 20
 type instant struct {
 	mu   sync.Mutex
 	ves  map[string]cluster.VEState
+	prio uint32 // of all
 	hint chan struct{}
 }
 
@@ -34,7 +35,7 @@ func (d *instant) List(context.Context) ([]cluster.VE, error) {
 	defer d.mu.Unlock()
 	out := make([]cluster.VE, 0, len(d.ves))
 	for path, state := range d.ves {
-		out = append(out, cluster.VE{Kind: cluster.KindCT, Name: filepath.Base(path), Path: path, State: state, HA: true, Memory: veMemory})
+		out = append(out, cluster.VE{Kind: cluster.KindCT, Name: filepath.Base(path), Path: path, State: state, HA: true, Priority: d.prio, Memory: veMemory})
 	}
 	return out, nil
 }

@@ -1,6 +1,6 @@
 // Program bench measures what design section 14 promises about speed, and prints
 // it as tables: the overhead of a failover against the raw cost of the same
-// renames and transactions, placement, and what an idle daemon costs. It asserts
+// renames and transactions, placement, what an idle daemon costs, and sync. It asserts
 // nothing: a machine that others use at the same time is no judge, so read the
 // ratios first.
 package main
@@ -19,7 +19,7 @@ import (
 )
 
 // parts are the words that -only may list, in the order in which they run.
-var parts = []string{"failover", "placement", "idle"}
+var parts = []string{"failover", "placement", "idle", "sync"}
 
 // options are the program's flags.
 type options struct {
@@ -54,6 +54,8 @@ func run() int {
 			err = benchPlacement(o)
 		case "idle":
 			err = benchIdle(ctx, o)
+		case "sync":
+			err = benchSync(ctx, o)
 		}
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "bench: %s: %v\n", p, err)

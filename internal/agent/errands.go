@@ -173,7 +173,7 @@ func (r *session) giveBack(ctx context.Context, a cluster.Action) (cluster.Resou
 	}
 	switch {
 	case running && a.Adopt:
-		return "", fmt.Errorf("%w: %s runs here too, or is being migrated", errRefused, res.Path)
+		return "", fmt.Errorf("%w: %s: %w", errRefused, res.Path, cluster.ErrRunsHere)
 	case running && !a.Stop:
 		return "", fmt.Errorf("%w: %s runs here; stop it first or use 'shaman relocate %s'", errRefused, res.Path, a.Resource)
 	}

@@ -51,6 +51,18 @@ func (r *session) strangers(ctx context.Context, drift *drifts, ves []cluster.VE
 	} else {
 		r.say(mergeWords(r.lastWords(), words)) // what the others said may still be so
 	}
+	var fresh *cluster.Spots // past all caches, read once a look and only if something rests on it
+	nowhere := func(v cluster.VE) (bool, error) {
+		if fresh == nil {
+			all, err := r.Repository.FreshCensus(ctx)
+			if err != nil {
+				return false, err
+			}
+			s := all.Spots()
+			fresh = &s
+		}
+		return len(fresh.Of(v)) == 0, nil
+	}
 	for _, v := range those {
 		at := spots.Of(v)
 		switch {
@@ -62,7 +74,7 @@ func (r *session) strangers(ctx context.Context, drift *drifts, ves []cluster.VE
 				r.plain[v.Path] = boottime.Now()
 			}
 		default:
-			wait, err := r.protect(ctx, drift, v)
+			wait, err := r.protect(ctx, drift, v, nowhere)
 			if err != nil {
 				return true, err
 			}
@@ -188,7 +200,7 @@ func (r *session) foreign(drift *drifts, v cluster.VE, at []cluster.Spot) {
 // protect makes a resource of a VE that has none anywhere: a new one, or what
 // ran here before the node joined. Two looks at the whole mount, some time apart
 // and past its caches, have to agree. wait asks for another look.
-func (r *session) protect(ctx context.Context, drift *drifts, v cluster.VE) (wait bool, err error) {
+func (r *session) protect(ctx context.Context, drift *drifts, v cluster.VE, nowhere func(cluster.VE) (bool, error)) (wait bool, err error) {
 	d := cluster.Drift{Class: cluster.DriftMissing, Resource: v.ID(), Path: v.Path, Why: "it is here with high availability on, and has no resource"}
 	first, seen := r.since[v.Path]
 	if !seen {
@@ -207,6 +219,13 @@ func (r *session) protect(ctx context.Context, drift *drifts, v cluster.VE) (wai
 		wait = true
 	default:
 		wait = true
+		none, err := nowhere(v)
+		if err != nil {
+			return true, err
+		}
+		if !none {
+			return true, nil // it has come meanwhile
+		}
 		if done, err := r.adoptNew(ctx, v); done || err != nil {
 			return true, err
 		}
@@ -217,10 +236,6 @@ func (r *session) protect(ctx context.Context, drift *drifts, v cluster.VE) (wai
 
 // adoptNew makes the resource, if this node may do so now.
 func (r *session) adoptNew(ctx context.Context, v cluster.VE) (done bool, err error) {
-	all, err := r.Repository.FreshCensus(ctx)
-	if err != nil || len(all.Spots().Of(v)) > 0 {
-		return false, err
-	}
 	release, err := r.gated()
 	if err != nil {
 		return false, nil

@@ -258,9 +258,8 @@ func (a *app) moveResource(ctx context.Context, word, from, to string) error {
 	}
 	act := cluster.Action{Verb: cluster.VerbGiveBack, Adopt: true, Node: source, Inc: inc, Resource: res.ID, Path: res.Path, To: target, Reason: "moved by a tool that migrates it"}
 	sent, err := a.ask(ctx, act)
-	var ce *codeError
 	switch {
-	case sent.Outcome == cluster.OutcomeRefused && errors.As(err, &ce):
+	case sent.Outcome == cluster.OutcomeRefused && strings.Contains(sent.Error, cluster.ErrRunsHere.Error()):
 		a.say("%s still runs on node %s: its resource follows as soon as it runs on node %s, and not there", res.ID, s.name(source), s.name(target))
 		return nil
 	case err != nil && !a.handedOn(ctx, sent):

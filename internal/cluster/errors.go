@@ -46,6 +46,8 @@ func Known(err error, k Kind) error {
 var (
 	// ErrGone is returned if the resource is not where the caller thinks it is.
 	ErrGone = errors.New("the resource is not there")
+	// ErrRunsHere is why an owner does not let go of a VE that another node has too.
+	ErrRunsHere = errors.New("it runs here too, or is being migrated")
 	// ErrTaken is returned if the name is in use.
 	ErrTaken = errors.New("a resource of this name is there already")
 	// ErrSealed is returned if the repository is gone or of another incarnation:
