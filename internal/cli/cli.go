@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 
@@ -63,9 +64,10 @@ type app struct {
 	configFile, clusterName, output string
 	quiet, verbose, ignore          bool
 	timeout                         time.Duration
-	started                         bool // the command line was understood
-	joining                         bool // the command is join itself
-	noConfig                        bool // there is no configuration file
+	started                         bool       // the command line was understood
+	joining                         bool       // the command is join itself
+	noConfig                        bool       // there is no configuration file
+	saying                          sync.Mutex // nodes are asked side by side
 
 	local  config.Local
 	client *clientv3.Client
@@ -300,6 +302,8 @@ func (a *app) members() *membership.Members {
 // say prints a message for people.
 func (a *app) say(format string, args ...any) {
 	if !a.quiet {
+		a.saying.Lock()
+		defer a.saying.Unlock()
 		_, _ = fmt.Fprintln(a.err, cleanLines(fmt.Sprintf(format, args...)))
 	}
 }
