@@ -63,7 +63,7 @@ var rules = []rule{
 	},
 	{
 		name: "what runs elsewhere is not started", file: "internal/failover/decide_actions.go",
-		code: `if on, runs := elsewhere[r.Path]; runs {`, without: `if on, runs := elsewhere[r.Path]; runs && false {`,
+		code: `if w, said := elsewhere[r.Path]; said {`, without: `if w, said := elsewhere[r.Path]; said && false {`,
 		pkg: "./internal/failover", test: "TestDecideDispatches",
 	},
 	{
@@ -261,13 +261,14 @@ var rules = []rule{
 		pkg: "./internal/resources", test: "Test.*",
 	},
 	{
-		name: "nothing is started while the lease is not valid", file: "internal/agent/start.go",
-		code: `	defer release()
-	if !r.Valid() {
-		return "", false, errClosed
-	}
-	if j.action != nil`, without: `	defer release()
-	if j.action != nil`,
+		name: "nothing is started while the lease is not valid", file: "internal/agent/reconcile.go",
+		code: `	if !r.Valid() {
+		release()
+		return nil, errClosed
+	}`, without: `	if false {
+		release()
+		return nil, errClosed
+	}`,
 		pkg: "./internal/agent", test: "Test.*",
 	},
 	{
@@ -303,5 +304,88 @@ var rules = []rule{
 		name: "storage fencing: the answer is for this very failover", file: "internal/fencing/storage.go",
 		code: `	return err == nil && got == want, err`, without: `	return err == nil && got.State == want.State, err`,
 		pkg: "./internal/fencing", test: "TestStorage",
+	},
+	{
+		name: "what may run elsewhere is held", file: "internal/failover/decide_actions.go",
+		code: `		if w.sure {`, without: `		if true {`,
+		pkg: "./internal/failover", test: "TestDecideDispatches",
+	},
+	{
+		name: "two words on one VE are no word", file: "internal/failover/decide_adopt.go",
+		code: `sure: !v.Unsure && !twice`, without: `sure: !v.Unsure`,
+		pkg: "./internal/failover", test: "TestDecide",
+	},
+	{
+		name: "the word of a node that was proven harmless does not count", file: "internal/failover/decide_adopt.go",
+		code: `id == except || !alive && b.o.sealed(id, e.Value.Incarnation)`, without: `id == except`,
+		pkg: "./internal/failover", test: "TestDecideDispatches",
+	},
+	{
+		name: "a resource with two owners is given to nobody", file: "internal/failover/decide_adopt.go",
+		code: `case len(owners) == 1 && owners[0].Owner != w.on:`, without: `case len(owners) > 0 && owners[0].Owner != w.on:`,
+		pkg: "./internal/failover", test: "TestDecideGivesVEsTheirResources",
+	},
+	{
+		name: "an owner lets go only of what it does not run", file: "internal/agent/errands.go",
+		code: `	case running && a.Adopt:`, without: `	case false:`,
+		pkg: "./internal/agent", test: "TestLettingGo",
+	},
+	{
+		name: "what runs on another node by its word is not started", file: "internal/agent/start.go",
+		code: `	if on := r.RunsOn(res.Path); len(on) > 0 {`, without: `	if on := r.RunsOn(res.Path); false {`,
+		pkg: "./internal/agent", test: "TestAWordKeepsAVEFromBeingStarted",
+	},
+	{
+		name: "what was given to a node that does not run it any more waits", file: "internal/agent/start.go",
+		code: `	if why == "" && res.ShouldRun() {`, without: `	if false {`,
+		pkg: "./internal/agent", test: "TestWhatWasGivenAndDoesNotRunWaits",
+	},
+	{
+		name: "what was elsewhere and is not any more waits to be started", file: "internal/agent/reconcile.go",
+		code: `		if res.Want == cluster.WantRunning && res.Waiting == "" {
+			next.Waiting`, without: `		if false {
+			next.Waiting`,
+		pkg: "./internal/agent", test: "TestAVEThatWasElsewhere",
+	},
+	{
+		name: "an adoption needs the VE to run here", file: "internal/agent/adopt.go",
+		code: `	case v.State != cluster.VERunning && !a.Force:`, without: `	case false:`,
+		pkg: "./internal/agent", test: "TestAdopt",
+	},
+	{
+		name: "what another node owns is not adopted", file: "internal/agent/adopt.go",
+		code: `			return "", fmt.Errorf("%w: the resource of %s lies in %s", cluster.ErrTaken, a.Path, s)`, without: `			continue`,
+		pkg: "./internal/agent", test: "TestAdopt",
+	},
+	{
+		name: "sync deletes not many at once", file: "internal/agent/mend.go",
+		code: `gone > freely && gone*100 > freelyShare*total && !m.force && !m.dry`, without: `false`,
+		pkg: "./internal/agent", test: "TestSyncDeletesOnlyWhatIsSurelyGone",
+	},
+	{
+		name: "nothing is absent where the parent does not list", file: "internal/resources/quarantine.go",
+		code: `	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil {
+		return false, err
+	}`, without: `	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil {
+		return true, nil
+	}`,
+		pkg: "./internal/resources", test: "TestAbsentAndDropBroken",
+	},
+	{
+		name: "a restarted daemon leaves what came here alone", file: "internal/node/recover.go",
+		code: `		case away && sameLife && v.State != cluster.VEStopped:`, without: `		case false:`,
+		pkg: "./internal/node", test: "TestARestartedDaemonLeavesWhatCameHereAlone",
+	},
+	{
+		name: "a node that was taken over leaves nothing running of what moved", file: "internal/node/recover.go",
+		code: `sameLife := !newBoot && mem.Incarnation == known.Incarnation && mem.Closed < known.Incarnation`, without: `sameLife := !newBoot`,
+		pkg: "./internal/node", test: "TestARestartedDaemonLeavesWhatCameHereAlone",
+	},
+	{
+		name: "a driver that cannot be asked is not one without VEs", file: "internal/hypervisor/set.go",
+		code: `	if len(un.Kinds) > 0 {`, without: `	if false {`,
+		pkg: "./internal/hypervisor", test: "TestOneDriverDoesNotHideTheOthers",
 	},
 }

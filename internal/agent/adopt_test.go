@@ -1,8 +1,10 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -107,6 +109,79 @@ func TestAWordKeepsAVEFromBeingStarted(t *testing.T) {
 			t.Error("started all the same")
 		}
 	})
+}
+
+// A power cut between the take's dispatch and its claim: nobody else would start it.
+func TestWhatWasGivenAndDoesNotRunWaits(t *testing.T) {
+	for _, runs := range []bool{true, false} {
+		bubble(t, func(t *testing.T, s *site) {
+			s.ownVE(web, cluster.WantRunning)
+			if runs {
+				s.hv.Run("/ve/web", drivertest.Definition{})
+			}
+			a := take(web, 0)
+			a.Start = false
+			s.bring(t.Context(), s.job(a))
+			said := s.said()
+			if len(said) != 1 || said[0].Outcome != cluster.OutcomeRegistered || (said[0].Waiting == "") != runs || (s.repo.get(web).Waiting == "") != runs {
+				t.Errorf("runs %v: %+v, waiting %q", runs, said, s.repo.get(web).Waiting)
+			}
+		})
+	}
+}
+
+// The node to which a VE was migrated failed before it had the resource.
+func TestAVEThatWasElsewhere(t *testing.T) {
+	for _, want := range []cluster.Want{cluster.WantRunning, cluster.WantStopped} {
+		s := newSite(t)
+		s.ownVE(web, want)
+		s.words["/ve/web"] = []cluster.NodeID{other}
+		look := func() cluster.Resource {
+			t.Helper()
+			if _, err := s.reconcile(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			return s.repo.get(web)
+		}
+		if r := look(); r.Migrating != other || r.Waiting != "" {
+			t.Errorf("%s: while it is there: %+v; want it written down", want, r)
+		}
+		delete(s.words, "/ve/web")
+		if r := look(); r.Migrating != "" || (r.Waiting != "") != (want == cluster.WantRunning) {
+			t.Errorf("%s: when it is not any more: %+v; want what should run to wait", want, r)
+		}
+	}
+}
+
+// What is not known of one type of VEs keeps the last word on it, and stops nothing else.
+func TestAWordStaysWhileItsDriverCannotBeAsked(t *testing.T) {
+	s := newSite(t)
+	s.repo.others["vm-a"] = cluster.Resource{ID: "vm-a", Path: "/ve/a"}
+	s.hv.Run("/ve/a", drivertest.Definition{Kind: cluster.KindVM})
+	s.ownVE(web, cluster.WantUnset)
+	if _, err := s.reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s.Agent.Hypervisor = partly{s.Agent.Hypervisor}
+	s.hv.Run("/ve/web", drivertest.Definition{})
+	if _, err := s.reconcile(t.Context()); !errors.Is(err, cluster.ErrCannotAsk) {
+		t.Errorf("error %v; want to be told", err)
+	}
+	words, _ := s.Words()
+	if len(words) != 1 || words[0].Path != "/ve/a" {
+		t.Errorf("words %v; the VE of which nothing is known may still run", words)
+	}
+	if w := s.repo.get(web).Want; w != cluster.WantRunning {
+		t.Errorf("STATE %q; what is known has to be kept true", w)
+	}
+}
+
+// partly cannot be asked for virtual machines.
+type partly struct{ Hypervisor }
+
+func (p partly) List(ctx context.Context) ([]cluster.VE, error) {
+	ves, err := p.Hypervisor.List(ctx)
+	return slices.DeleteFunc(ves, func(v cluster.VE) bool { return v.Kind == cluster.KindVM }), errors.Join(err, &cluster.UnansweredError{Kinds: []cluster.Kind{cluster.KindVM}, Err: cluster.ErrCannotAsk})
 }
 
 func TestRuns(t *testing.T) {
