@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -74,12 +75,12 @@ var syncCases = []syncCase{
 // benchSync measures the commands that make lists true, with as many differences
 // as there are VEs. It includes the second that sync waits between its two looks
 // before it takes a VE for gone.
-func benchSync(ctx context.Context, o options) error {
+func benchSync(ctx context.Context, o options) (err error) {
 	base, err := newSite(o.dir)
 	if err != nil {
 		return err
 	}
-	defer base.close()
+	defer func() { err = errors.Join(err, base.close()) }()
 	ms, err := base.start(ctx, 1, o.lock, nil)
 	if err != nil {
 		return err

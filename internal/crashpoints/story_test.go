@@ -36,7 +36,8 @@ const (
 )
 
 // tell runs the whole story: a machine dies and its VEs are taken over, one of them
-// in vain; the machine comes back; an operator moves a VE to it. At one point of it
+// in vain; the machine comes back; an operator moves a VE to it; the hypervisors move
+// it on, without a word to anybody. At one point of it
 // something happens. It returns the points that were reached, and whether the one
 // that was meant was among them.
 func tell(t testing.TB, endpoint string, cl *clientv3.Client, name string, at point, m mode, d death) (points []point, reached bool, err error) {
@@ -105,10 +106,44 @@ func tell(t testing.TB, endpoint string, cl *clientv3.Client, name string, at po
 	}); err != nil {
 		return s.points(), false, err
 	}
+	if err := wait("a live migration", w.migrate); err != nil {
+		return s.points(), false, err
+	}
+	if err := wait("the resource to follow its VE", func() bool {
+		on := w.runsOn(good)
+		return len(on) == 1 && w.lies(good, "md."+string(w.machines[on[0]].id)+"/") && w.settled()
+	}); err != nil {
+		return s.points(), false, err
+	}
 	if err := wait("everything to come to rest", w.rest); err != nil {
 		return s.points(), false, err
 	}
 	return s.points(), w.wasHit(), w.verdict()
+}
+
+// migrate moves the good VE to another machine, as hypervisors do by themselves.
+func (w *world) migrate() bool {
+	on := w.runsOn(good)
+	if len(on) != 1 || !w.settled() {
+		return false
+	}
+	w.turn.Lock() // nobody's power is cut in the middle
+	defer w.turn.Unlock()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, n := range []string{"n3", "n1", "n2"} {
+		to, from := w.machines[n], w.machines[on[0]]
+		if n == on[0] || !to.on || !from.on || !from.fake.Running(good) {
+			continue
+		}
+		from.fake.End(good, cluster.CauseUnknown)
+		if from.fake.Unregister(context.Background(), good) != nil {
+			return false
+		}
+		to.fake.Run(good, drivertest.Definition{})
+		return true
+	}
+	return false
 }
 
 // furnish lays the VEs out, as if they had run before the site was switched off.

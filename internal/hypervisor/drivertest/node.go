@@ -107,9 +107,18 @@ func killed(t *testing.T, m machine) {
 	}
 }
 
-// other is the second node.
-func (m machine) other() func(*testing.T) machine {
-	return func(t *testing.T) machine { return machine{m.Harness, m.Other(t)} }
+// other is the second node; the VE at path is gone there when the test ends.
+func (m machine) other(t *testing.T, path string) machine {
+	t.Helper()
+	there := machine{m.Harness, m.Other(t)}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if err := errors.Join(there.Stop(ctx, path, true), there.Unregister(ctx, path)); err != nil {
+			t.Errorf("clean up %s on the other node: %v", path, err)
+		}
+	})
+	return there
 }
 
 func moves(t *testing.T, m machine) {
@@ -121,18 +130,11 @@ func moves(t *testing.T, m machine) {
 	if v, _ := m.find(t, path); v.Stale {
 		must(t, m.Save(t.Context(), path))
 	}
-	there := m.other()(t)
+	there := m.other(t, path)
 	must(t, errors.Join(m.Stop(t.Context(), path, true), m.Unregister(t.Context(), path)))
 	if _, listed := there.find(t, path); listed {
 		t.Fatal("the other node knows it before it was registered there")
 	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		defer cancel()
-		if err := errors.Join(there.Stop(ctx, path, true), there.Unregister(ctx, path)); err != nil {
-			t.Errorf("clean up %s on the other node: %v", path, err)
-		}
-	})
 	must(t, errors.Join(there.Register(t.Context(), path), there.Start(t.Context(), path)))
 	there.wantState(t, path, cluster.VERunning)
 	eventually(t, "it counts its second start", func() bool { return m.Starts(t, path) == 2 })
@@ -152,16 +154,9 @@ func secondNode(t *testing.T, m machine) {
 	if v, _ := m.find(t, path); v.Stale {
 		must(t, m.Save(t.Context(), path))
 	}
-	there := m.other()(t)
+	there := m.other(t, path)
 	must(t, there.Register(t.Context(), path))
 	err := there.Start(t.Context(), path)
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		defer cancel()
-		if err := errors.Join(there.Stop(ctx, path, true), there.Unregister(ctx, path)); err != nil {
-			t.Errorf("clean up %s on the other node: %v", path, err)
-		}
-	})
 	switch {
 	case m.Refuses && !errors.Is(err, cluster.ErrLocked):
 		t.Errorf("start on a second node = %v, want ErrLocked: the VE runs on the first", err)
@@ -191,7 +186,7 @@ func saved(t *testing.T, m machine) {
 		t.Error("still stale after it was saved")
 	}
 	must(t, m.Unregister(t.Context(), path))
-	there := m.other()(t)
+	there := m.other(t, path)
 	must(t, there.Register(t.Context(), path))
 	v, listed := there.find(t, path)
 	if !listed || v.Stale || v.Memory != was.Memory || v.UUID != now.UUID {
