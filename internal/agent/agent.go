@@ -55,6 +55,7 @@ type Repository interface {
 // Hypervisor is all drivers of this node as one.
 type Hypervisor interface {
 	List(ctx context.Context) ([]cluster.VE, error)
+	ListKind(ctx context.Context, kind cluster.Kind) ([]cluster.VE, error)
 	Register(ctx context.Context, kind cluster.Kind, path string) error
 	Unregister(ctx context.Context, kind cluster.Kind, path string) error
 	Start(ctx context.Context, kind cluster.Kind, path string) error

@@ -215,8 +215,12 @@ func (r *session) runs(ctx context.Context, res cluster.Resource) (bool, error) 
 
 // ve asks the hypervisor for one VE.
 func (r *session) ve(ctx context.Context, kind cluster.Kind, path string) (v cluster.VE, here bool, err error) {
-	ves, err := r.ves(ctx)
-	if err := cluster.Known(err, kind); err != nil {
+	var ves []cluster.VE
+	err = r.call(ctx, func(ctx context.Context) error {
+		ves, err = r.Hypervisor.ListKind(ctx, kind)
+		return err
+	})
+	if err != nil {
 		return v, false, err
 	}
 	for _, v := range ves {
@@ -227,12 +231,14 @@ func (r *session) ve(ctx context.Context, kind cluster.Kind, path string) (v clu
 	return v, false, nil
 }
 
-func (r *session) ves(ctx context.Context) (ves []cluster.VE, err error) {
-	err = r.call(ctx, func(ctx context.Context) error {
-		ves, err = r.Hypervisor.List(ctx)
-		return err
-	})
-	return ves, err
+// listWithin bounds how long one driver that hangs keeps the others' VEs from
+// being looked after.
+const listWithin = 15 * time.Second
+
+func (r *session) ves(ctx context.Context) ([]cluster.VE, error) {
+	ctx, cancel := context.WithTimeout(ctx, min(listWithin, r.Settings().ActionTimeout))
+	defer cancel()
+	return r.Hypervisor.List(ctx)
 }
 
 // quarantine proves a VE stopped, forgets it here and moves its resource to broken.

@@ -35,9 +35,7 @@ func (r *session) strangers(ctx context.Context, drift *drifts, ves []cluster.VE
 	forgetOthers(r.since, those)
 	forgetOthers(r.plain, those)
 	if !look {
-		if unasked == nil {
-			r.say(nil)
-		}
+		r.say(r.withUnasked(nil, unasked))
 		return false, nil
 	}
 	all, err := r.Repository.Census(ctx)
@@ -46,11 +44,7 @@ func (r *session) strangers(ctx context.Context, drift *drifts, ves []cluster.VE
 	}
 	spots := all.Spots()
 	words := r.wordsOn(those, spots)
-	if unasked == nil {
-		r.say(words)
-	} else {
-		r.say(mergeWords(r.lastWords(), words)) // what the others said may still be so
-	}
+	r.say(r.withUnasked(words, unasked))
 	var fresh *cluster.Spots // past all caches, read once a look and only if something rests on it
 	nowhere := func(v cluster.VE) (bool, error) {
 		if fresh == nil {
@@ -111,16 +105,16 @@ func (a *Agent) wordsOn(those []cluster.VE, spots cluster.Spots) []cluster.Runni
 	return out
 }
 
-// mergeWords adds what was said of other VEs before.
-func mergeWords(old, now []cluster.RunningVE) []cluster.RunningVE {
-	out := slices.Clone(now)
-	for _, w := range old {
-		if !slices.ContainsFunc(now, func(n cluster.RunningVE) bool { return n.Path == w.Path }) {
-			out = append(out, w)
+// withUnasked adds the last words on what cannot be asked now: it may still be so.
+func (a *Agent) withUnasked(words []cluster.RunningVE, unasked error) []cluster.RunningVE {
+	last, _ := a.Words()
+	for _, w := range last {
+		if cluster.Known(unasked, w.ID.Kind()) != nil {
+			words = append(words, w)
 		}
 	}
-	slices.SortFunc(out, func(x, y cluster.RunningVE) int { return strings.Compare(x.Path, y.Path) })
-	return out
+	slices.SortFunc(words, func(x, y cluster.RunningVE) int { return strings.Compare(x.Path, y.Path) })
+	return words
 }
 
 // say keeps the word for whoever publishes it.
@@ -129,13 +123,6 @@ func (a *Agent) say(words []cluster.RunningVE) {
 	if old == nil || !slices.Equal(*old, words) {
 		a.Spoke()
 	}
-}
-
-func (a *Agent) lastWords() []cluster.RunningVE {
-	if w := a.words.Load(); w != nil {
-		return *w
-	}
-	return nil
 }
 
 // Words returns this node's word as of the last look; ok is false before the first.
@@ -154,23 +141,25 @@ func (a *Agent) Elsewhere(ctx context.Context) ([]cluster.RunningVE, error) {
 	if err != nil {
 		return nil, err
 	}
-	ves, err := a.Hypervisor.List(ctx)
-	if err != nil {
-		return nil, err
+	ves, unasked := a.Hypervisor.List(ctx)
+	var partly *cluster.UnansweredError
+	if unasked != nil && (!errors.As(unasked, &partly) || len(partly.Kinds) == len(a.Hypervisor.Kinds())) {
+		return nil, unasked
 	}
 	own := make(map[string]bool, len(l.Resources))
 	for _, res := range l.Resources {
 		own[res.Path] = true
 	}
 	those := slices.DeleteFunc(ves, func(v cluster.VE) bool { return v.Path == "" || own[v.Path] || v.State == cluster.VEStopped })
-	if len(those) == 0 {
-		return nil, nil
+	var words []cluster.RunningVE
+	if len(those) > 0 {
+		all, err := a.Repository.Census(ctx)
+		if err != nil {
+			return nil, err
+		}
+		words = a.wordsOn(those, all.Spots())
 	}
-	all, err := a.Repository.Census(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return a.wordsOn(those, all.Spots()), nil
+	return a.withUnasked(words, unasked), nil
 }
 
 // foreign notes a VE that is here while its resource lies elsewhere.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -22,7 +21,7 @@ const askRuns = 5 * time.Second
 func (a *app) runsNowhereElse(ctx context.Context, s *snapshot, kind cluster.Kind, path string) error {
 	g, gctx := errgroup.WithContext(ctx)
 	for id, alive := range s.facts.Alive {
-		if id == a.self || !slices.Contains(alive.Kinds, kind) {
+		if id == a.self {
 			continue
 		}
 		g.Go(func() error {

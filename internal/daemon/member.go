@@ -420,7 +420,12 @@ func (m *member) usage() node.Usage {
 		c.Memory = m.Local.NodeMemory
 	}
 	c.CPUPool, c.MaxVMs, c.MaxCTs, c.MaxVEs = m.Local.CPUPool, m.Local.MaxVMs, m.Local.MaxCTs, m.Local.MaxVEs
-	return node.Usage{Capacity: c, Usage: r.Usage, Resources: r.Resources, Differs: r.Differs, Drift: r.Drift, Drifts: r.Drifts}
+	u := node.Usage{Capacity: c, Usage: r.Usage, Resources: r.Resources, Differs: r.Differs, Drift: r.Drift, Drifts: r.Drifts}
+	var unasked *cluster.UnansweredError
+	if errors.As(r.Err, &unasked) {
+		u.Unasked = unasked.Kinds
+	}
+	return u
 }
 
 func (m *member) gauges(reg prometheus.Registerer) {

@@ -74,6 +74,20 @@ func (s *Set) List(ctx context.Context) ([]cluster.VE, error) {
 	return slices.Concat(lists...), nil
 }
 
+// ListKind returns the VEs of the driver for one type: whoever asks about one VE
+// does not wait for the others. A type that no driver here runs has none.
+func (s *Set) ListKind(ctx context.Context, k cluster.Kind) ([]cluster.VE, error) {
+	d, ok := s.byKind[k]
+	if !ok {
+		return nil, nil
+	}
+	ves, err := d.List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("driver %s: %w", d.Name(), err)
+	}
+	return ves, nil
+}
+
 // Register makes a VE known here.
 func (s *Set) Register(ctx context.Context, k cluster.Kind, path string) error {
 	d, err := s.driver(k)

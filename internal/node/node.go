@@ -89,6 +89,7 @@ type Usage struct {
 	Differs   map[cluster.ResourceID]cluster.VEState
 	Drift     []cluster.Drift
 	Drifts    map[cluster.DriftClass]int
+	Unasked   []cluster.Kind // whose driver does not answer now: nothing is to be sent here for it
 }
 
 // Settings are the cluster-wide parameters that concern a node's life.
@@ -430,7 +431,7 @@ func (n *Node) publish(ctx context.Context, a Admitted) error {
 	for {
 		now := n.aliveRecord(a)
 		age := time.Since(at)
-		due := first || now.Mount != sent.Mount || age >= publishSoon && (!maps.Equal(now.Differs, sent.Differs) || !slices.Equal(now.Drift, sent.Drift) || !maps.Equal(now.Drifts, sent.Drifts)) ||
+		due := first || now.Mount != sent.Mount || age >= publishSoon && (!maps.Equal(now.Differs, sent.Differs) || !slices.Equal(now.Drift, sent.Drift) || !maps.Equal(now.Drifts, sent.Drifts) || !slices.Equal(now.Kinds, sent.Kinds)) ||
 			(age >= publishEvery || !seemsFull(sent)) && changed(sent, now)
 		if due {
 			err := n.Members.PutAlive(ctx, n.Self, a.Lease.ID(), now)
@@ -457,7 +458,7 @@ func (n *Node) aliveRecord(a Admitted) cluster.AliveRecord {
 	return cluster.AliveRecord{
 		Incarnation: a.Incarnation, BootID: n.BootID, Nonce: n.Nonce,
 		Capacity: u.Capacity, Usage: u.Usage, Resources: u.Resources, Differs: u.Differs, Drift: u.Drift, Drifts: u.Drifts,
-		Mount: n.Heart.Mount(), Kinds: n.Hypervisor.Kinds(), Version: n.Version,
+		Mount: n.Heart.Mount(), Kinds: slices.DeleteFunc(n.Hypervisor.Kinds(), func(k cluster.Kind) bool { return slices.Contains(u.Unasked, k) }), Version: n.Version,
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -136,6 +137,15 @@ func TestARestartedDaemonLeavesWhatCameHereAlone(t *testing.T) {
 				t.Error("a VE that is stopped, and another node's, is still registered")
 			}
 		})
+	}
+}
+
+func TestNothingIsSentForADriverThatDoesNotAnswer(t *testing.T) {
+	s := newSite(t)
+	all := s.aliveRecord(Admitted{}).Kinds
+	s.Usage = func() Usage { return Usage{Unasked: []cluster.Kind{cluster.KindVM}} }
+	if got := s.aliveRecord(Admitted{}).Kinds; slices.Contains(got, cluster.KindVM) || len(got) != len(all)-1 {
+		t.Errorf("types %v of %v; want all but those of the driver that does not answer", got, all)
 	}
 }
 
