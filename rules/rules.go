@@ -332,7 +332,9 @@ var rules = []rule{
 	},
 	{
 		name: "what runs on another node by its word is not started", file: "internal/agent/start.go",
-		code: `	if on := r.RunsOn(res.Path); len(on) > 0 {`, without: `	if on := r.RunsOn(res.Path); false {`,
+		code: `	if len(on) > 0 {
+		// A failover`, without: `	if false {
+		// A failover`,
 		pkg: "./internal/agent", test: "TestAWordKeepsAVEFromBeingStarted",
 	},
 	{
@@ -359,7 +361,7 @@ var rules = []rule{
 	},
 	{
 		name: "sync deletes not many at once", file: "internal/agent/mend.go",
-		code: `gone > freely && gone*100 > freelyShare*total && !m.force && !m.dry`, without: `false`,
+		code: `gone > min(freely, max(1, freelyShare*total/100)) && !m.force && !m.dry`, without: `false`,
 		pkg: "./internal/agent", test: "TestSyncDeletesOnlyWhatIsSurelyGone",
 	},
 	{
@@ -380,7 +382,7 @@ var rules = []rule{
 	},
 	{
 		name: "a node that was taken over leaves nothing running of what moved", file: "internal/node/recover.go",
-		code: `sameLife := !newBoot && mem.Incarnation == known.Incarnation && mem.Closed < known.Incarnation`, without: `sameLife := !newBoot`,
+		code: `sameLife := !newBoot && mem.Incarnation == known.Incarnation && mem.Closed < known.Incarnation && present && have == mem.Incarnation`, without: `sameLife := !newBoot`,
 		pkg: "./internal/node", test: "TestARestartedDaemonLeavesWhatCameHereAlone",
 	},
 	{

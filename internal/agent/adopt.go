@@ -49,7 +49,11 @@ func (r *session) adoptAt(ctx context.Context, a cluster.Action, v cluster.VE, s
 	case v.Unfit != "":
 		return "", fmt.Errorf("%w: %s cannot be highly available: %s", errRefused, a.Path, v.Unfit)
 	}
-	if on := r.RunsOn(a.Path); len(on) > 0 {
+	on, known := r.RunsOn(a.Path)
+	if !known {
+		return "", errUnheard
+	}
+	if len(on) > 0 {
 		return "", fmt.Errorf("%w: by the word of node %s, %s runs there", errRefused, on[0], a.Path)
 	}
 	var broken cluster.ResourceID

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/shaman-ha/shaman/internal/boottime"
 	"github.com/shaman-ha/shaman/internal/cluster"
 	"github.com/shaman-ha/shaman/internal/hypervisor/drivertest"
 )
@@ -184,6 +185,92 @@ func (p partly) List(ctx context.Context) ([]cluster.VE, error) {
 	return slices.DeleteFunc(ves, func(v cluster.VE) bool { return v.Kind == cluster.KindVM }), errors.Join(err, &cluster.UnansweredError{Kinds: []cluster.Kind{cluster.KindVM}, Err: cluster.ErrCannotAsk})
 }
 
+// What rests on an earlier look never takes the place of a later one's word.
+func TestAnOlderLookIsNoNewerWord(t *testing.T) {
+	s := newSite(t)
+	spoke := 0
+	s.Agent.Spoke = func() { spoke++ }
+	x := []cluster.RunningVE{{ID: "ct-x", Path: "/ve/x"}}
+	s.say(5, nil)
+	s.say(9, x)
+	s.say(7, nil)
+	if words, ok := s.Words(); !ok || len(words) != 1 || spoke != 2 {
+		t.Errorf("words %v %v, told %d times; want the word of the later look, told twice", words, ok, spoke)
+	}
+	s.forgetWords()
+	if _, ok := s.Words(); ok {
+		t.Error("a word without a session")
+	}
+}
+
+// While it is not known what others say, nothing is started, adopted or written down.
+func TestNothingIsDoneBeforeOthersWereHeard(t *testing.T) {
+	s := newSite(t)
+	s.unheard = true
+	r := s.ownVE(web, cluster.WantRunning)
+	r.Migrating = other
+	s.repo.own[web] = r
+	if _, err := s.reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if now := s.repo.get(web); now != r {
+		t.Errorf("%+v, want it as it was: %+v", now, r)
+	}
+	if _, _, err := s.once(t.Context(), s.job(take(web, 0))); !errors.Is(err, errClosed) || s.hv.Starts("/ve/web") != 0 {
+		t.Errorf("a start: %v, started %d times; want it to be tried again later", err, s.hv.Starts("/ve/web"))
+	}
+	s.hv.Run("/ve/web", drivertest.Definition{})
+	a := action(cluster.VerbAdopt, "ct-y")
+	a.Path = "/ve/web"
+	if _, err := s.adopt(t.Context(), a); err == nil {
+		t.Error("adopted")
+	}
+}
+
+// Two nodes on which one stopped VE is defined make its resource at the same moment.
+func TestOneOfTwoThatMadeTheSameResourceGivesWay(t *testing.T) {
+	lower := cluster.NodeID("0000000000000001")
+	for _, tt := range []struct {
+		name     string
+		by       cluster.NodeID
+		runs     bool
+		theirs   cluster.Want
+		givesWay bool
+	}{
+		{name: "to the lower host id", by: lower, theirs: cluster.WantStopped, givesWay: true},
+		{name: "not to the higher one", by: other, theirs: cluster.WantStopped},
+		{name: "to the one that started it", by: other, theirs: cluster.WantRunning, givesWay: true},
+		{name: "not if it runs here", by: lower, runs: true, theirs: cluster.WantStopped},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newSite(t)
+			s.ownVE(web, cluster.WantStopped)
+			s.hv.Run("/ve/web", drivertest.Definition{})
+			if !tt.runs {
+				endWeb(s)
+			}
+			s.made["/ve/web"] = boottime.Now()
+			s.repo.elsewhere = map[cluster.NodeID]cluster.Listing{tt.by: {Resources: []cluster.Resource{{ID: "ct-web", Path: "/ve/web", Want: tt.theirs}}}}
+			if _, err := s.reconcile(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if gone := s.repo.get(web).Path == ""; gone != tt.givesWay {
+				t.Errorf("gives way: %v, want %v", gone, tt.givesWay)
+			}
+		})
+	}
+}
+
+// The name is taken by the very VE: somebody else of this node was quicker.
+func TestNoSecondResourceOfOneVE(t *testing.T) {
+	s := newSite(t)
+	s.ownVE(web, cluster.WantRunning)
+	id, err := s.createAside(t.Context(), web, cluster.VE{Kind: "ct", Name: "web", Path: "/ve/web"})
+	if err != nil || id != web || len(s.repo.own) != 1 {
+		t.Errorf("%s, %v; %d resources, want the one that is there", id, err, len(s.repo.own))
+	}
+}
+
 func TestRuns(t *testing.T) {
 	s := newSite(t)
 	s.hv.Run("/ve/web", drivertest.Definition{NoHA: true})
@@ -328,6 +415,9 @@ func TestSync(t *testing.T) {
 func TestSyncDeletesOnlyWhatIsSurelyGone(t *testing.T) {
 	many := func(s *site, n int) {
 		s.repo.absent = map[string]bool{}
+		for i := range 5 * freely { // of so many one fifth may go
+			s.hv.Run(s.ownVE(cluster.ResourceID(fmt.Sprintf("ct-there-%d", i)), cluster.WantRunning).Path, drivertest.Definition{})
+		}
 		for i := range n {
 			r := s.ownVE(cluster.ResourceID(fmt.Sprintf("ct-%d", i)), cluster.WantStopped)
 			s.repo.absent[r.Path] = true
@@ -342,6 +432,12 @@ func TestSyncDeletesOnlyWhatIsSurelyGone(t *testing.T) {
 		gone  int
 	}{
 		{name: "a few", given: func(s *site) { many(s, freely) }, want: cluster.OutcomeOK, gone: freely},
+		{name: "one of few", given: func(s *site) { s.ownVE(web, cluster.WantStopped); s.repo.absent = map[string]bool{"/ve/web": true} }, want: cluster.OutcomeOK, gone: 1},
+		{name: "not two of few", given: func(s *site) {
+			s.ownVE(web, cluster.WantStopped)
+			s.ownVE("ct-db", cluster.WantStopped)
+			s.repo.absent = map[string]bool{"/ve/web": true, "/ve/db": true}
+		}, want: cluster.OutcomeRefused, error: "2 of the 2"},
 		{name: "not many at once", given: func(s *site) { many(s, freely+1) }, want: cluster.OutcomeRefused, error: "--force"},
 		{name: "unless forced", given: func(s *site) { many(s, freely+1) }, force: true, want: cluster.OutcomeOK, gone: freely + 1},
 		{name: "not if the hypervisor cannot be asked", given: func(s *site) {

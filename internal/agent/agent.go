@@ -98,19 +98,22 @@ type Agent struct {
 	Gate       Gate
 	Boot       BootList
 	Settings   func() Settings
-	Ignored    func(path string) bool             // VEs that join --ignore-res left alone
-	RunsOn     func(path string) []cluster.NodeID // the other nodes whose word is that the VE runs there, or may; not those proven harmless
-	Spoke      func()                             // called when Words has changed; does not block
-	Event      func(cluster.Event)
-	Leave      func(ctx context.Context, ready func(context.Context) error) error // ends the membership, and the repository goes, unless ready objects once nothing can come in any more
-	At         func(label string)                                                 // called before and after each step that changes something
-	Log        *zap.Logger
-	Metrics    *Metrics
+	Ignored    func(path string) bool // VEs that join --ignore-res left alone
+	// RunsOn names the other nodes whose word is that the VE runs there, or may; not
+	// those proven harmless. known is false while it is not known what others say.
+	RunsOn  func(path string) (on []cluster.NodeID, known bool)
+	Spoke   func() // called when Words has changed; does not block
+	Event   func(cluster.Event)
+	Leave   func(ctx context.Context, ready func(context.Context) error) error // ends the membership, and the repository goes, unless ready objects once nothing can come in any more
+	At      func(label string)                                                 // called before and after each step that changes something
+	Log     *zap.Logger
+	Metrics *Metrics
 
 	hints  chan struct{}
 	looks  chan struct{}
 	report atomic.Pointer[Report]
-	words  atomic.Pointer[[]cluster.RunningVE]
+	said   sync.Mutex
+	words  *spoken // the newest; nil while no session runs
 }
 
 // Session is one admission: from it to the loss of its lease.
@@ -177,6 +180,7 @@ type session struct {
 	held  map[cluster.ResourceID]chan struct{} // resources that one piece of work has for itself; closed when it lets go
 	stops map[cluster.ResourceID]stopSeen
 	since map[string]boottime.Time // path of a VE without a resource → first seen
+	made  map[string]boottime.Time // path → when this session made a resource of a VE that does not run; of reconcile only
 	plain map[string]boottime.Time // path of a VE that runs, is not highly available and had no resource anywhere at that time; of reconcile only
 
 	brought atomic.Int64 // boottime.Time at which a start was last queued or ended
@@ -190,7 +194,7 @@ func (a *Agent) Run(ctx context.Context, s Session) error {
 	r := &session{
 		Agent: a, Session: s, starts: newQueue(), errands: newQueue(), outcomes: make(chan answer, 4096),
 		known: map[string]string{}, busy: map[cluster.ResourceID]int{}, held: map[cluster.ResourceID]chan struct{}{},
-		stops: map[cluster.ResourceID]stopSeen{}, since: map[string]boottime.Time{}, plain: map[string]boottime.Time{},
+		stops: map[cluster.ResourceID]stopSeen{}, since: map[string]boottime.Time{}, plain: map[string]boottime.Time{}, made: map[string]boottime.Time{},
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	r.ended = ctx.Done()
@@ -198,6 +202,8 @@ func (a *Agent) Run(ctx context.Context, s Session) error {
 	g.Go(func() error { return r.answerAll(ctx) })
 	g.Go(func() error { return r.reconcileAll(ctx) })
 	g.Go(func() error { return r.work(ctx) })
+	a.forgetWords()
+	defer a.forgetWords()
 	r.bootStarts()
 	a.Hint()
 	a.Look()

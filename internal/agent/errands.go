@@ -320,7 +320,11 @@ func (r *session) add(ctx context.Context, a cluster.Action) error {
 	case v.Unfit != "":
 		return fmt.Errorf("%w: %s cannot be highly available: %s", errRefused, a.Path, v.Unfit)
 	}
-	if on := r.RunsOn(a.Path); len(on) > 0 && v.State == cluster.VEStopped {
+	on, known := r.RunsOn(a.Path)
+	if !known {
+		return errUnheard
+	}
+	if len(on) > 0 && v.State == cluster.VEStopped {
 		return fmt.Errorf("%w: %s runs on node %s; protect it there", errRefused, a.Path, on[0])
 	}
 	if a.Priority != nil {

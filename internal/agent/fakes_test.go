@@ -134,17 +134,18 @@ func (i *fakeInbox) Write(_ context.Context, _ int64, was []entry, now []cluster
 
 // fakeRepo is the own repository and the rest of the mount.
 type fakeRepo struct {
-	mu     sync.Mutex
-	own    map[cluster.ResourceID]cluster.Resource
-	others map[cluster.ResourceID]cluster.Resource
-	pools  map[cluster.PoolID]map[cluster.ResourceID]cluster.Resource
-	broken map[cluster.ResourceID]cluster.BrokenReason
-	back   map[cluster.ResourceID]cluster.Resource // given back
-	bad    []cluster.Unparseable
-	probes map[string]string
-	absent map[string]bool    // paths of VEs where there is nothing
-	fail   map[string][]error // operation → errors of its next calls
-	calls  []string
+	elsewhere map[cluster.NodeID]cluster.Listing // more repositories
+	mu        sync.Mutex
+	own       map[cluster.ResourceID]cluster.Resource
+	others    map[cluster.ResourceID]cluster.Resource
+	pools     map[cluster.PoolID]map[cluster.ResourceID]cluster.Resource
+	broken    map[cluster.ResourceID]cluster.BrokenReason
+	back      map[cluster.ResourceID]cluster.Resource // given back
+	bad       []cluster.Unparseable
+	probes    map[string]string
+	absent    map[string]bool    // paths of VEs where there is nothing
+	fail      map[string][]error // operation → errors of its next calls
+	calls     []string
 }
 
 func (f *fakeRepo) enter(op string) error {
@@ -180,6 +181,9 @@ func (f *fakeRepo) Census(context.Context) (cluster.Census, error) {
 	}
 	for p, m := range f.pools {
 		c.Pools[p] = listing(m)
+	}
+	for n, l := range f.elsewhere {
+		c.Repositories[n] = l
 	}
 	for id, why := range f.broken {
 		c.Broken = append(c.Broken, cluster.BrokenResource{Resource: cluster.Resource{ID: id, Kind: id.Kind(), Path: "/ve/" + string(id)[3:]}, Reason: why})
@@ -382,6 +386,7 @@ type site struct {
 	bringing atomic.Bool
 	gap      boottime.Time // last gap in the lease's validity
 	left     atomic.Bool
+	unheard  bool                        // what other nodes say is not known
 	words    map[string][]cluster.NodeID // of other nodes: path → where it runs
 	pausing  func()                      // called while the gate closes for a node that leaves
 }
@@ -408,7 +413,7 @@ func newSite(t *testing.T) *site {
 			return Settings{LockTimeout: time.Hour, ActionTimeout: time.Minute, LockRetryTimeout: time.Hour, ParallelStarts: 2, StartRetries: 1}
 		},
 		Ignored: func(string) bool { return false }, Event: func(cluster.Event) {},
-		RunsOn: func(path string) []cluster.NodeID { return s.words[path] }, Spoke: func() {},
+		RunsOn: func(path string) ([]cluster.NodeID, bool) { return s.words[path], !s.unheard }, Spoke: func() {},
 		Leave: func(ctx context.Context, ready func(context.Context) error) error {
 			s.pausing()
 			if err := ready(ctx); err != nil {
@@ -423,7 +428,7 @@ func newSite(t *testing.T) *site {
 	s.session = &session{
 		Agent: a, Session: s.Session(), starts: newQueue(), errands: newQueue(), outcomes: make(chan answer, 4096),
 		ended: t.Context().Done(), known: map[string]string{}, busy: map[cluster.ResourceID]int{}, held: map[cluster.ResourceID]chan struct{}{},
-		stops: map[cluster.ResourceID]stopSeen{}, since: map[string]boottime.Time{}, plain: map[string]boottime.Time{},
+		stops: map[cluster.ResourceID]stopSeen{}, since: map[string]boottime.Time{}, plain: map[string]boottime.Time{}, made: map[string]boottime.Time{},
 	}
 	return s
 }

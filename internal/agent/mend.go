@@ -17,8 +17,8 @@ import (
 const (
 	// mendWorkers is how many resources are mended at the same time.
 	mendWorkers = 16
-	// freely and freelyShare (percent) bound how many resources one sync may put
-	// into quarantine without Force: a hypervisor that lost its list for a moment
+	// freely and freelyShare (percent, but one is always allowed) bound how many
+	// resources one sync may put into quarantine without Force: a hypervisor that lost its list for a moment
 	// must not empty a repository.
 	freely      = 5
 	freelyShare = 20
@@ -63,7 +63,7 @@ func (r *session) mend(ctx context.Context, a cluster.Action) (*cluster.Report, 
 		m.report.Leaves("", "not everything is known, so what concerns it was left as it is: "+cluster.OneLine(t.err))
 	}
 	if a.Verb == cluster.VerbClean {
-		return m.report, m.run(ctx, m.broken())
+		return m.report, m.run(ctx, m.broken(ctx))
 	}
 	jobs, err := m.sync(ctx)
 	if err != nil {
@@ -97,10 +97,9 @@ func (m *mending) fresh(ctx context.Context) (truth, error) {
 	if m.taken != 0 && boottime.Since(m.taken) < lookAge {
 		return m.last, nil
 	}
-	begin := boottime.Now()
 	t, err := m.session.truth(ctx)
 	if err == nil {
-		m.last, m.taken = t, begin
+		m.last, m.taken = t, boottime.Now()
 	}
 	return t, err
 }
@@ -274,7 +273,11 @@ func (m *mending) stranger(v cluster.VE) []mendJob {
 			if err != nil {
 				return err
 			}
-			_, err = m.adoptAt(ctx, cluster.Action{Resource: id, Path: v.Path, Force: true}, v, t.spots)
+			now, here := t.here[v.Path]
+			if !here || len(at) > 0 && now.State != cluster.VERunning {
+				return fmt.Errorf("%w: it is not here any more, or does not run; run this again", errRefused)
+			}
+			_, err = m.adoptAt(ctx, cluster.Action{Resource: id, Path: v.Path, Force: true}, now, t.spots)
 			return err
 		}}}
 	case len(at) > 1:
@@ -322,7 +325,7 @@ func (m *mending) orphans(ctx context.Context, rs []cluster.Resource) (jobs []me
 			}})
 		}
 	}
-	if total := len(m.own.Resources); gone > freely && gone*100 > freelyShare*total && !m.force && !m.dry {
+	if total := len(m.own.Resources); gone > min(freely, max(1, freelyShare*total/100)) && !m.force && !m.dry {
 		return nil, fmt.Errorf("%w: %d of the %d resources of this node have nothing at their paths. If that is true, run 'shaman sync --force'; nothing was changed", errMany, gone, total)
 	}
 	return jobs, nil
@@ -347,11 +350,12 @@ func (m *mending) orphan(ctx context.Context, res cluster.Resource) error {
 
 // broken are the jobs of cleanup-broken: what has a VE is registered here, and
 // belongs here from then on; what has nothing at its path is dropped.
-func (m *mending) broken() (jobs []mendJob) {
+func (m *mending) broken(ctx context.Context) (jobs []mendJob) {
 	for _, b := range m.all.Broken {
 		res := b.Resource
 		others := len(m.spots.At(res.Path)) - 1
-		on := m.RunsOn(res.Path)
+		on, heard := m.RunsOn(res.Path)
+		absent, aerr := m.Repository.Absent(ctx, res.Path)
 		switch {
 		case b.Err != nil || res.Path == "":
 			m.report.Leaves(res.ID, fmt.Sprintf("the file cannot be used: %s; mend or remove %s", cluster.OneLine(b.Err), b.File))
@@ -359,19 +363,21 @@ func (m *mending) broken() (jobs []mendJob) {
 			m.report.Leaves(res.ID, fmt.Sprintf("no driver of this node runs VEs of type %s; run this on a node that has one", res.Kind))
 		case others > 0:
 			m.report.Leaves(res.ID, fmt.Sprintf("%d resources are the VE at %s (%s); remove the wrong ones", others+1, res.Path, placesOf(m.spots.At(res.Path))))
+		case !heard:
+			m.report.Leaves(res.ID, "what other nodes say runs on them is not known yet; run this again")
 		case len(on) > 0:
 			m.report.Leaves(res.ID, fmt.Sprintf("by the word of node %s it runs there, which takes it out of quarantine by itself", on[0]))
+		case aerr != nil:
+			m.report.Leaves(res.ID, fmt.Sprintf("whether there is anything at %s is not known: %v", res.Path, aerr))
 		default:
-			jobs = append(jobs, m.unbreak(res))
+			jobs = append(jobs, m.unbreak(res, absent))
 		}
 	}
 	return jobs
 }
 
-func (m *mending) unbreak(res cluster.Resource) mendJob {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	if absent, err := m.Repository.Absent(ctx, res.Path); err == nil && absent {
+func (m *mending) unbreak(res cluster.Resource, absent bool) mendJob {
+	if absent {
 		return mendJob{res.ID, "there is nothing at its path " + res.Path + ": the resource is deleted", func(ctx context.Context) error {
 			if v, here, err := m.known(ctx, res); err != nil || here {
 				return fmt.Errorf("%w: the hypervisor knows its VE all the same (%s): %w", errRefused, v.State, err)

@@ -1,9 +1,12 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/shaman-ha/shaman/internal/boottime"
@@ -69,6 +72,7 @@ func (r *session) reconcileAll(ctx context.Context) error {
 // reconcile compares once. again asks for a look soon, since something is being
 // watched over time.
 func (r *session) reconcile(ctx context.Context) (again bool, err error) {
+	begun := boottime.Now()
 	l, err := r.Repository.List(ctx, false)
 	if err != nil {
 		return true, err
@@ -121,13 +125,17 @@ func (r *session) reconcile(ctx context.Context) (again bool, err error) {
 		}
 		again = again || watch || err != nil
 	}
-	more, err := r.strangers(ctx, &drift, ves, own, unasked)
+	more, err := r.strangers(ctx, begun, &drift, ves, own, unasked)
+	err = errors.Join(err, r.yield(ctx, l, byPath))
 	r.publish(l, ves, byPath, drift, unasked)
 	return again || more || unasked != nil, errors.Join(err, unasked)
 }
 
 // publish counts for stat, metrics and placement.
 func (r *session) publish(l cluster.Listing, ves []cluster.VE, byPath map[string]cluster.VE, drift drifts, unasked error) {
+	slices.SortFunc(drift.first, func(x, y cluster.Drift) int {
+		return cmp.Or(strings.Compare(string(x.Class), string(y.Class)), strings.Compare(x.Path, y.Path))
+	})
 	rep := Report{
 		Drift: drift.first, Drifts: drift.counts, Err: unasked,
 		Usage:       cluster.Usage{Running: map[cluster.Kind]int{}},
@@ -226,9 +234,11 @@ func (r *session) settle(ctx context.Context, res cluster.Resource, v cluster.VE
 	}
 	fromVE(&next, v)
 	if v.State != cluster.VEStopped {
-		next.Migrating = ""
-		if to := r.RunsOn(res.Path); len(to) > 0 {
-			next.Migrating = to[0] // or it runs twice, and then nobody may start it a third time either
+		if to, known := r.RunsOn(res.Path); known {
+			next.Migrating = ""
+			if len(to) > 0 {
+				next.Migrating = to[0] // or it runs twice, and then nobody may start it a third time either
+			}
 		}
 	}
 	if v.Stale || v.Autostart {
@@ -248,8 +258,10 @@ func (r *session) settle(ctx context.Context, res cluster.Resource, v cluster.VE
 // resource, say, the VE waits to be started like any other that found no room.
 func (r *session) away(ctx context.Context, res cluster.Resource) (moved bool, err error) {
 	next := res
-	on := r.RunsOn(res.Path)
+	on, known := r.RunsOn(res.Path)
 	switch {
+	case !known:
+		return false, nil
 	case len(on) > 0:
 		next.Migrating = on[0]
 	case res.Migrating == "":

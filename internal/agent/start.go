@@ -185,6 +185,10 @@ func (r *session) runsAnyway(ctx context.Context, j *job) bool {
 // errClosed is returned while this node may not start anything.
 var errClosed = errors.New("this node may not start anything now: its lease cannot be proven valid or its gate is closed")
 
+// errUnheard is returned while this daemon has not heard yet what others say runs
+// on them; it is tried again like everything that errClosed is the class of.
+var errUnheard = fmt.Errorf("%w: what other nodes say runs on them is not known yet", errClosed)
+
 // errElsewhere ends a start of a VE that runs on another node. It is no failure of
 // the VE: the node that runs it is given the resource.
 var errElsewhere = errors.New("not started")
@@ -231,10 +235,14 @@ func (r *session) once(ctx context.Context, j *job) (o cluster.Outcome, started 
 	if !r.Valid() {
 		return "", false, errClosed
 	}
-	if on := r.RunsOn(res.Path); len(on) > 0 {
+	on, known := r.RunsOn(res.Path)
+	if !known {
+		return "", false, errUnheard
+	}
+	if len(on) > 0 {
 		// A failover looks before it places; this is for the starts of operators and after
 		// boots, and for what was started by hand since.
-		return "", false, fmt.Errorf("%w: by the word of node %s it runs there, or comes up there", errElsewhere, on[0])
+		return "", false, fmt.Errorf("%w: by the word of node %s it runs there, or comes up there (if that node is gone for good: shaman fence confirm)", errElsewhere, on[0])
 	}
 	r.At("start:before")
 	if err := r.call(ctx, func(ctx context.Context) error { return r.Hypervisor.Start(ctx, res.Kind, res.Path) }); err != nil {

@@ -21,7 +21,7 @@ const plainKept = 30 * time.Second
 // strangers looks after the VEs that are here without being in the own
 // repository: it tells the others which of them run, and makes resources of
 // those that have none anywhere.
-func (r *session) strangers(ctx context.Context, drift *drifts, ves []cluster.VE, own map[string]bool, unasked error) (again bool, err error) {
+func (r *session) strangers(ctx context.Context, begun boottime.Time, drift *drifts, ves []cluster.VE, own map[string]bool, unasked error) (again bool, err error) {
 	var those []cluster.VE
 	look := false
 	for _, v := range ves {
@@ -35,7 +35,7 @@ func (r *session) strangers(ctx context.Context, drift *drifts, ves []cluster.VE
 	forgetOthers(r.since, those)
 	forgetOthers(r.plain, those)
 	if !look {
-		r.say(r.withUnasked(nil, unasked))
+		r.say(begun, r.withUnasked(nil, unasked))
 		return false, nil
 	}
 	all, err := r.Repository.Census(ctx)
@@ -44,19 +44,21 @@ func (r *session) strangers(ctx context.Context, drift *drifts, ves []cluster.VE
 	}
 	spots := all.Spots()
 	words := r.wordsOn(those, spots)
-	r.say(r.withUnasked(words, unasked))
-	var fresh *cluster.Spots // past all caches, read once a look and only if something rests on it
+	r.say(begun, r.withUnasked(words, unasked))
+	// Past all caches; read only if something rests on it, and again when it is old.
+	var fresh cluster.Spots
+	var taken boottime.Time
 	nowhere := func(v cluster.VE) (bool, error) {
-		if fresh == nil {
+		if taken == 0 || boottime.Since(taken) > lookAge {
 			all, err := r.Repository.FreshCensus(ctx)
 			if err != nil {
 				return false, err
 			}
-			s := all.Spots()
-			fresh = &s
+			fresh, taken = all.Spots(), boottime.Now()
 		}
 		return len(fresh.Of(v)) == 0, nil
 	}
+	var errs []error
 	for _, v := range those {
 		at := spots.Of(v)
 		switch {
@@ -69,13 +71,14 @@ func (r *session) strangers(ctx context.Context, drift *drifts, ves []cluster.VE
 			}
 		default:
 			wait, err := r.protect(ctx, drift, v, nowhere)
-			if err != nil {
-				return true, err
+			if err != nil { // the others are protected all the same
+				errs = append(errs, err)
+				drift.add(cluster.Drift{Class: cluster.DriftMissing, Resource: v.ID(), Path: v.Path, Why: "it is here with high availability on, and its resource cannot be made: " + cluster.OneLine(err)})
 			}
-			again = again || wait
+			again = again || wait && err == nil
 		}
 	}
-	return again, nil
+	return again, errors.Join(errs...)
 }
 
 // forgetOthers drops what is remembered of VEs that are not strangers any more.
@@ -117,31 +120,56 @@ func (a *Agent) withUnasked(words []cluster.RunningVE, unasked error) []cluster.
 	return words
 }
 
-// say keeps the word for whoever publishes it.
-func (a *Agent) say(words []cluster.RunningVE) {
-	old := a.words.Swap(&words)
-	if old == nil || !slices.Equal(*old, words) {
+// spoken is a word, and when the look that it rests on began.
+type spoken struct {
+	begun boottime.Time
+	words []cluster.RunningVE
+}
+
+// say keeps the word for whoever publishes it. One that rests on an earlier look
+// never takes the place of a later one's.
+func (a *Agent) say(begun boottime.Time, words []cluster.RunningVE) {
+	a.said.Lock()
+	old := a.words
+	if old == nil || old.begun <= begun {
+		a.words = &spoken{begun, words}
+	}
+	changed := old == nil || old.begun <= begun && !slices.Equal(old.words, words)
+	a.said.Unlock()
+	if changed {
 		a.Spoke()
 	}
 }
 
-// Words returns this node's word as of the last look; ok is false before the first.
+func (a *Agent) forgetWords() {
+	a.said.Lock()
+	defer a.said.Unlock()
+	a.words = nil
+}
+
+// Words returns this node's newest word; ok is false before the first look of a
+// session, and while none runs.
 func (a *Agent) Words() (words []cluster.RunningVE, ok bool) {
-	w := a.words.Load()
-	if w == nil {
+	a.said.Lock()
+	defer a.said.Unlock()
+	if a.words == nil {
 		return nil, false
 	}
-	return *w, true
+	return a.words.words, true
 }
 
 // Elsewhere makes a fresh word: the answer to the question that every opening
-// failover asks.
+// failover asks. A driver that does not answer within a part of the time leaves
+// the rest of it for what the others say.
 func (a *Agent) Elsewhere(ctx context.Context) ([]cluster.RunningVE, error) {
+	begun := boottime.Now()
 	l, err := a.Repository.List(ctx, false)
 	if err != nil {
 		return nil, err
 	}
-	ves, unasked := a.Hypervisor.List(ctx)
+	lctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	ves, unasked := a.Hypervisor.List(lctx)
 	var partly *cluster.UnansweredError
 	if unasked != nil && (!errors.As(unasked, &partly) || len(partly.Kinds) == len(a.Hypervisor.Kinds())) {
 		return nil, unasked
@@ -159,8 +187,15 @@ func (a *Agent) Elsewhere(ctx context.Context) ([]cluster.RunningVE, error) {
 		}
 		words = a.wordsOn(those, all.Spots())
 	}
-	return a.withUnasked(words, unasked), nil
+	words = a.withUnasked(words, unasked)
+	if _, session := a.Words(); session {
+		a.say(begun, words)
+	}
+	return words, nil
 }
+
+// answerWithin is the drivers' part of the time for an answer.
+const answerWithin = time.Second
 
 // foreign notes a VE that is here while its resource lies elsewhere.
 func (r *session) foreign(drift *drifts, v cluster.VE, at []cluster.Spot) {
@@ -195,17 +230,15 @@ func (r *session) protect(ctx context.Context, drift *drifts, v cluster.VE, nowh
 	if !seen {
 		r.since[v.Path] = boottime.Now()
 	}
-	on := r.RunsOn(v.Path)
+	on, known := r.RunsOn(v.Path)
 	switch {
-	case !seen || boottime.Since(first) < time.Second:
+	case !known, !seen, boottime.Since(first) < time.Second:
 		return true, nil
 	case !r.Valid():
 	case len(on) > 0 && v.State == cluster.VEStopped:
 		d.Why += fmt.Sprintf("; it runs on node %s, which protects it", on[0])
-		wait = true
 	case len(on) > 0:
 		d.Class, d.Why, d.Next = cluster.DriftDuplicate, fmt.Sprintf("it runs here and, by the word of node %s, there", on[0]), "stop it on one of the two, at once"
-		wait = true
 	default:
 		wait = true
 		none, err := nowhere(v)
@@ -225,6 +258,11 @@ func (r *session) protect(ctx context.Context, drift *drifts, v cluster.VE, nowh
 
 // adoptNew makes the resource, if this node may do so now.
 func (r *session) adoptNew(ctx context.Context, v cluster.VE) (done bool, err error) {
+	let, err := r.alone(ctx, v.ID())
+	if err != nil {
+		return false, err
+	}
+	defer let()
 	release, err := r.gated()
 	if err != nil {
 		return false, nil
@@ -235,15 +273,21 @@ func (r *session) adoptNew(ctx context.Context, v cluster.VE) (done bool, err er
 		return false, err
 	}
 	delete(r.since, v.Path)
+	if v.State == cluster.VEStopped {
+		r.made[v.Path] = boottime.Now()
+	}
 	r.Log.Info("a VE is protected from now on", zap.String("resource", string(id)), zap.String("path", v.Path))
 	r.Event(cluster.Event{Kind: "added", Resource: id, Message: "found on this node without a resource; protected from now on"})
 	return true, nil
 }
 
-// createAside is create under another name if the VE's own is taken.
+// createAside is create under another name if the VE's own is taken by another VE.
 func (r *session) createAside(ctx context.Context, id cluster.ResourceID, v cluster.VE) (cluster.ResourceID, error) {
 	as, err := r.create(ctx, id, v)
 	if errors.Is(err, cluster.ErrTaken) {
+		if have, lerr := r.Repository.Look(ctx, r.Incarnation, id); lerr != nil || have.Path == v.Path {
+			return id, lerr // somebody else of this node was quicker
+		}
 		return r.create(ctx, cluster.ResourceID(string(id)+"~"+string(r.Self)), v)
 	}
 	return as, err
@@ -268,4 +312,60 @@ func (r *session) create(ctx context.Context, id cluster.ResourceID, v cluster.V
 		return "", err
 	}
 	return id, nil
+}
+
+// madeKept is for how long it is looked whether another node has made a resource
+// of the same VE at the same moment.
+const madeKept = 10 * time.Second
+
+// yield gives way where two nodes on which a VE is defined, and runs on neither,
+// have both made its resource: the one with the lower host id keeps it, unless it
+// was started meanwhile.
+func (r *session) yield(ctx context.Context, l cluster.Listing, byPath map[string]cluster.VE) error {
+	for p, at := range r.made {
+		if boottime.Since(at) > madeKept {
+			delete(r.made, p)
+		}
+	}
+	if len(r.made) == 0 {
+		return nil
+	}
+	all, err := r.Repository.FreshCensus(ctx)
+	if err != nil {
+		return err
+	}
+	spots := all.Spots()
+	var errs []error
+	for _, res := range l.Resources {
+		if _, made := r.made[res.Path]; !made || byPath[res.Path].State != cluster.VEStopped {
+			continue
+		}
+		for _, s := range spots.At(res.Path) {
+			if s.Owner == "" || s.Owner == r.Self || s.Owner > r.Self && s.Resource.Want != cluster.WantRunning {
+				continue
+			}
+			errs = append(errs, r.giveWay(ctx, res, s.Owner))
+			break
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (r *session) giveWay(ctx context.Context, res cluster.Resource, to cluster.NodeID) error {
+	let, err := r.alone(ctx, res.ID)
+	if err != nil {
+		return err
+	}
+	defer let()
+	release, err := r.gated()
+	if err != nil {
+		return nil // not now; the next look finds the same
+	}
+	defer release()
+	if running, err := r.runs(ctx, res); err != nil || running {
+		return err
+	}
+	delete(r.made, res.Path)
+	r.Event(cluster.Event{Kind: "yielded", Resource: res.ID, Message: fmt.Sprintf("node %s has made a resource of this VE at the same moment, and keeps it", to)})
+	return r.Repository.Delete(ctx, r.Incarnation, res.ID)
 }

@@ -293,7 +293,11 @@ func (a *app) stat(s *snapshot) statJSON {
 	for p, l := range s.census.Pools {
 		for _, r := range l.Resources {
 			paths[r.Path]++
-			out.Resources = append(out.Resources, resourceOut(r, "stopped", "Pool", "", "waits for relocation from "+s.name(p.Node)))
+			why := "waits for relocation from " + s.name(p.Node)
+			if on := s.saidToRunOn(r.Path); on != "" {
+				why = "held: by the word of node " + on + " it runs there, or may; if that node is gone for good, 'shaman fence confirm " + on + "'"
+			}
+			out.Resources = append(out.Resources, resourceOut(r, "stopped", "Pool", "", why))
 		}
 	}
 	for _, b := range s.census.Broken {
@@ -312,6 +316,16 @@ func (a *app) stat(s *snapshot) statJSON {
 	}
 	out.Failovers = failoversOut(s)
 	return out
+}
+
+// saidToRunOn names a node by whose word a VE runs there without being its own.
+func (s *snapshot) saidToRunOn(path string) string {
+	for _, n := range s.view.Nodes {
+		if slices.ContainsFunc(s.facts.Nodes[n.ID].Elsewhere.VEs, func(v cluster.RunningVE) bool { return v.Path == path }) {
+			return n.Name
+		}
+	}
+	return ""
 }
 
 // driftsOut are the differences that living nodes have found, one by one.

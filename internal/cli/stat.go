@@ -305,7 +305,7 @@ func renderResources(out io.Writer, rs []resourceJSON, address map[string]string
 				fmt.Fprintf(out, "    %s waits for room: %s\n", r.ID, clean(r.Waiting))
 			case r.Status == "Broken":
 				fmt.Fprintf(out, "    %s is broken: %s\n", r.ID, clean(r.Reason))
-			case r.Status == "Pool" && v.verbose:
+			case r.Status == "Pool" && (v.verbose || strings.HasPrefix(r.Reason, "held")):
 				fmt.Fprintf(out, "    %s %s\n", r.ID, r.Reason)
 			}
 		}

@@ -74,7 +74,7 @@ What is ambiguous is left as it is, and said (exit code 5). Nothing is started.`
 		}}
 	c.Flags().BoolVarP(&dry, "dry-run", "D", false, "only say what would be done")
 	c.Flags().BoolVar(&all, "all-nodes", false, "on all nodes whose daemons are admitted")
-	c.Flags().BoolVar(&force, "force", false, "also if more than 5 resources, and more than 20 %, would go into quarantine")
+	c.Flags().BoolVar(&force, "force", false, "also if more than 5 resources, or more than 20 % of the node's, would go into quarantine")
 	return c
 }
 

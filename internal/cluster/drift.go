@@ -1,5 +1,11 @@
 package cluster
 
+import (
+	"cmp"
+	"slices"
+	"strings"
+)
+
 // DriftClass is a way in which the hypervisor's truth, the repository and the
 // cluster differ. The classes are label values of a metric and keys in the JSON
 // of stat.
@@ -105,6 +111,13 @@ func (c Census) Spots() Spots {
 	}
 	for _, b := range c.Broken {
 		put(Spot{Resource: b.Resource})
+	}
+	for _, m := range []map[string][]Spot{s.byPath, s.byUUID} { // a map has no order, and people compare
+		for _, at := range m {
+			slices.SortFunc(at, func(x, y Spot) int {
+				return cmp.Or(strings.Compare(string(x.Owner), string(y.Owner)), strings.Compare(x.Pool.String(), y.Pool.String()), strings.Compare(string(x.Resource.ID), string(y.Resource.ID)))
+			})
+		}
 	}
 	return s
 }

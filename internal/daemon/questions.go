@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -48,36 +49,48 @@ func (m *member) answerQuestion(ctx context.Context) error {
 		return nil
 	}
 	ves, looked := m.agent.Words()
-	if asked > last.Asked || !looked {
+	var failed error
+	if asked > last.Asked || !looked && len(last.VEs) > 0 {
 		lctx, cancel := context.WithTimeout(ctx, questionsEvery)
 		defer cancel()
-		var err error
-		if ves, err = m.agent.Elsewhere(lctx); err != nil {
-			return err
+		var fresh []cluster.RunningVE
+		if fresh, failed = m.agent.Elsewhere(lctx); failed == nil {
+			if ves, looked = m.agent.Words(); !looked {
+				ves, looked = fresh, true
+			}
+		} else {
+			asked = 0 // no answer; what else is known is said all the same
 		}
 	}
-	if asked <= last.Asked && slices.Equal(ves, last.VEs) {
-		return nil
+	if !looked || asked <= last.Asked && slices.Equal(ves, last.VEs) {
+		return failed
 	}
-	return m.members.Update(ctx, m.host, func(r *cluster.NodeRecord) error {
+	err := m.members.Update(ctx, m.host, func(r *cluster.NodeRecord) error {
 		r.Elsewhere = cluster.Elsewhere{Asked: max(asked, r.Elsewhere.Asked), VEs: ves}
 		return nil
 	})
+	return errors.Join(failed, err)
 }
 
 // runsOn names the other nodes by whose word a VE runs there, or may. A node that
-// was proven harmless since, and is not back, runs nothing.
-func (m *member) runsOn(path string) (on []cluster.NodeID) {
-	m.members.Nodes.Read(func(nodes map[string]etcd.Entry[cluster.NodeRecord]) {
+// was proven harmless since, and is not back, runs nothing. It is not known before
+// the copies of etcd are there.
+func (m *member) runsOn(path string) (on []cluster.NodeID, known bool) {
+	known = m.members.Nodes.Read(func(nodes map[string]etcd.Entry[cluster.NodeRecord]) {
 		for name, e := range nodes {
 			if cluster.NodeID(name) != m.host && slices.ContainsFunc(e.Value.Elsewhere.VEs, func(v cluster.RunningVE) bool { return v.Path == path }) {
 				on = append(on, cluster.NodeID(name))
 			}
 		}
 	})
-	on = slices.DeleteFunc(on, m.provenHarmless)
+	if len(on) > 0 { // who is harmless is only said by copies that are whole
+		whole := m.members.Alive.Read(func(map[string]etcd.Entry[cluster.AliveRecord]) {}) && m.ledger.Failovers.Read(func(map[string]etcd.Entry[cluster.Failover]) {})
+		if whole {
+			on = slices.DeleteFunc(on, m.provenHarmless)
+		}
+	}
 	slices.Sort(on)
-	return on
+	return on, known
 }
 
 func (m *member) provenHarmless(n cluster.NodeID) bool {

@@ -145,6 +145,12 @@ var (
 	ErrNodeAway = errors.New("the node is not Active, so its daemon cannot act")
 )
 
+// unread tells whether a finished action is the master's own, which nobody reads:
+// that an owner did not let go of a resource, or a node has adopted one.
+func unread(a cluster.Action) bool {
+	return a.State == cluster.ActionDone && (a.Verb == cluster.VerbAdopt || a.Verb == cluster.VerbGiveBack && a.Adopt && a.Outcome != cluster.OutcomeOK)
+}
+
 // Ask sends an operator's action to a living node and follows it until its
 // outcome or the end of the context; progress is called with each state that
 // was seen. The action is removed afterwards, unless it is still under way.
@@ -162,7 +168,17 @@ func Ask(ctx context.Context, cl *clientv3.Client, keys etcd.Layout, a cluster.A
 	}, []clientv3.Op{clientv3.OpPut(key, val)})
 	switch {
 	case errors.Is(err, etcd.ErrConflict):
-		if _, ok, _ := readAction(ctx, cl, key); ok { // also one that cannot be read is in the way
+		e, ok, rerr := readAction(ctx, cl, key)
+		if rerr == nil && ok && unread(e.Value) {
+			_, err = etcd.Commit(ctx, cl, []clientv3.Cmp{
+				etcd.Unchanged(key, e.Mod),
+				clientv3.Compare(clientv3.CreateRevision(keys.Alive(a.Node)), ">", 0),
+			}, []clientv3.Op{clientv3.OpPut(key, val)})
+			if err == nil {
+				break
+			}
+		}
+		if ok { // also one that cannot be read is in the way
 			return a, ErrBusy
 		}
 		return a, ErrNodeAway

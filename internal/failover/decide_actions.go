@@ -144,7 +144,8 @@ const answerRead = 2 * time.Second
 // was surely seen: it stays for a while, but in nobody's way.
 func (b *actionBoard) wasRead(v cluster.Action) bool {
 	done, err := time.Parse(time.RFC3339Nano, v.DoneAt)
-	handsOver := v.Verb == cluster.VerbTake || v.Verb == cluster.VerbGiveBack || failedHere(v)
+	kept := v.Adopt && v.Outcome != cluster.OutcomeOK // the owner did not let go: nothing follows
+	handsOver := v.Verb == cluster.VerbTake || v.Verb == cluster.VerbGiveBack && !kept || failedHere(v)
 	return v.State == cluster.ActionDone && v.Failover == "" && !handsOver && err == nil && b.o.Clock.Sub(done) > answerRead
 }
 
@@ -239,7 +240,7 @@ func (b *actionBoard) followUp(a cluster.Versioned[cluster.Action]) {
 		}
 	case failedHere(v) && b.alive(v):
 		b.failed = append(b.failed, a)
-	case failedHere(v), v.Outcome == cluster.OutcomeFailed && (v.Verb == cluster.VerbTake || v.Verb == cluster.VerbGiveBack && (v.Failover != "" || v.Attempts > 0)):
+	case failedHere(v), v.Outcome == cluster.OutcomeFailed && (v.Verb == cluster.VerbTake || v.Verb == cluster.VerbGiveBack && !v.Adopt && (v.Failover != "" || v.Attempts > 0)):
 		b.afterFailure(a)
 	case v.Verb == cluster.VerbBreak && v.Outcome == cluster.OutcomeFailed:
 		b.breakAgain(a)
@@ -430,6 +431,18 @@ func (b *actionBoard) pooled(p cluster.PoolID, known bool, r cluster.Resource, e
 			b.take(pl, w.on, false, "", "", "it runs there already")
 		}
 		return // else it may run there, or on two nodes: held until that is known
+	}
+	if gaveBack && g.Value.Adopt {
+		// Given to whom it runs on: that node's word may be on its way, or it has just
+		// stopped there. The node itself says then that it waits to be started.
+		to := g.Value.To
+		_, alive := b.o.Alive[to]
+		if _, member := b.o.Nodes[to]; alive {
+			b.take(pl, to, false, "", "", pl.reason)
+			return
+		} else if member && !b.o.sealed(to, b.o.Nodes[to].Value.Incarnation) {
+			return // it may still run there
+		}
 	}
 	if r.Migrating != "" && !b.o.sealed(r.Migrating, b.o.Nodes[r.Migrating].Value.Incarnation) {
 		if _, alive := b.o.Alive[r.Migrating]; !alive {

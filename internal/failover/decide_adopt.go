@@ -40,8 +40,12 @@ func (b *actionBoard) elsewhere(except cluster.NodeID) map[string]word {
 	return out
 }
 
-// askAgain is how long an owner that refused to let go is left alone.
-const askAgain = 5 * time.Second
+// askAgain is how long an owner that refused to let go is left alone, twice as long
+// after each time, and askAtMost the longest.
+const (
+	askAgain  = 5 * time.Second
+	askAtMost = 5 * time.Minute
+)
 
 // adopt gives VEs the resources that belong to them: what runs on a living node,
 // and lies in the repository of another or in quarantine. The owner lets go only
@@ -93,7 +97,12 @@ func (b *actionBoard) ask(a cluster.Action) {
 	if there {
 		done, err := time.Parse(time.RFC3339Nano, old.Value.DoneAt)
 		age := b.o.Clock.Sub(done)
-		if old.Err != nil || old.Value.State != cluster.ActionDone || err == nil && age < askAgain && age > -askAgain {
+		pause := askAgain
+		if old.Value.Verb == a.Verb && old.Value.To == a.To {
+			a.Attempts = old.Value.Attempts + 1
+			pause = min(askAgain<<min(old.Value.Attempts, 10), askAtMost)
+		}
+		if old.Err != nil || old.Value.State != cluster.ActionDone || old.Value.Failover != "" || err == nil && age < pause && age > -pause {
 			return
 		}
 		b.swap(&old, &a)

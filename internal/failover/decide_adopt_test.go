@@ -32,7 +32,7 @@ func TestDecideGivesVEsTheirResources(t *testing.T) {
 	refused := func(ago time.Duration) change {
 		return action(node2, cluster.VerbGiveBack, "vm-a", func(a *cluster.Action) {
 			done(cluster.OutcomeRefused)(a)
-			a.DoneAt, a.To = stamp(ago), node3
+			a.DoneAt, a.To, a.Adopt = stamp(ago), node3, true
 		})
 	}
 	runs := given(owns(node2, "vm-a"), says(node3, "/vm-a"))
@@ -53,6 +53,15 @@ func TestDecideGivesVEsTheirResources(t *testing.T) {
 		{name: "but after a while", o: with(refused(askAgain)), want: []string{"give-back@n2 → give-back vm-a@n2 for n3"}},
 		{name: "once given back it goes there, and is not started", o: given(pooled(node2, 0, res("vm-a")), says(node3, "/vm-a"),
 			action(node2, cluster.VerbGiveBack, "vm-a", done(cluster.OutcomeOK), func(a *cluster.Action) { a.To, a.Adopt = node3, true })), want: []string{"give-back@n2 → take vm-a@n3"}},
+		{name: "also while that node's word is on its way", o: given(pooled(node2, 0, res("vm-a")),
+			action(node2, cluster.VerbGiveBack, "vm-a", done(cluster.OutcomeOK), func(a *cluster.Action) { a.To, a.Adopt = node3, true })), want: []string{"give-back@n2 → take vm-a@n3"}},
+		{name: "and is held while that node is lost and may run it", o: given(lost(node3), record(node3, func(r *cluster.NodeRecord) { r.Stopped = cluster.StopInactive }), pooled(node2, 0, res("vm-a")),
+			action(node2, cluster.VerbGiveBack, "vm-a", done(cluster.OutcomeOK), func(a *cluster.Action) { a.To, a.Adopt = node3, true }))},
+		{name: "a refusal keeps nothing waiting from being started", o: given(func(o *Observation) {
+			r := res("vm-a", func(r *cluster.Resource) { r.Owner, r.Waiting = node2, "no room" })
+			o.Waiting = append(o.Waiting, r)
+			o.Paths[r.Path] = []Located{{Owner: node2, Resource: "vm-a"}}
+		}, refused(answerRead+time.Second)), want: []string{"give-back@n2 → give-back vm-a@n2 for n1"}},
 		{name: "out of quarantine too", o: given(broken("vm-x"), says(node3, "/vm-a")), want: []string{"adopt vm-x@n3"}},
 		{name: "not if two in quarantine are this VE", o: given(broken("vm-x", "vm-y"), says(node3, "/vm-a"))},
 		{name: "not if the pool has it", o: given(broken("vm-x"), says(node3, "/vm-a"), pooled(node2, 0, res("vm-a"))), want: []string{"take vm-a@n3"}},

@@ -246,6 +246,10 @@ func (b *actionBoard) waiting(place Place) {
 			b.swap(&old, &a)
 			continue
 		}
+		if old, there := b.read[key]; there {
+			b.swap(&old, &a)
+			continue
+		}
 		b.swap(nil, &a)
 	}
 }

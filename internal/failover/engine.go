@@ -114,6 +114,8 @@ type term struct {
 	lostLast   int
 	turn       int
 	poolsAt    boottime.Time
+	wordsMod   int64                   // of the newest record with a word in it
+	wordsPause time.Duration           // until the mount is read again for these words
 	wordsAt    boottime.Time           // when the mount was last read whole
 	pools      map[cluster.PoolID]bool // with something left to do
 	looked     time.Duration           // how long the last round observed and decided

@@ -170,7 +170,7 @@ func (m *term) observeMount(ctx context.Context, o *Observation) error {
 }
 
 // wordsEvery bounds how often the mount is read because something runs on a node
-// that does not own it.
+// that does not own it; as long as nothing new is said, less and less often.
 const wordsEvery = time.Second
 
 // observeRepositories reads who owns what, before anything is dispatched: a
@@ -193,7 +193,20 @@ func (m *term) observeRepositories(ctx context.Context, o *Observation, full, bu
 	// What runs on a node that does not own it is looked for once a while, as long as
 	// it is so.
 	words := slices.ContainsFunc(slices.Collect(maps.Values(o.Nodes)), func(e cluster.Versioned[cluster.NodeRecord]) bool { return len(e.Value.Elsewhere.VEs) > 0 })
-	words = words && (m.wordsAt == 0 || o.Now.Sub(m.wordsAt) >= wordsEvery)
+	said := m.wordsMod
+	m.wordsMod = 0
+	for _, e := range o.Nodes {
+		if len(e.Value.Elsewhere.VEs) > 0 {
+			m.wordsMod = max(m.wordsMod, e.Mod)
+		}
+	}
+	if m.wordsMod != said {
+		m.wordsPause = wordsEvery
+	}
+	words = words && (m.wordsAt == 0 || o.Now.Sub(m.wordsAt) >= m.wordsPause)
+	if words {
+		m.wordsPause = min(2*m.wordsPause, max(o.PoolCheck, wordsEvery))
+	}
 	if !full && !undispatched && !words {
 		return nil // nothing is dispatched, and nothing new is known of what waits
 	}

@@ -169,6 +169,9 @@ func (m *Members) Stop(ctx context.Context, id cluster.NodeID, lease int64, kind
 			clientv3.Compare(clientv3.LeaseValue(m.keys.Alive(id)), "=", lease),
 		}
 		rec.Stopped, rec.StoppedAt, rec.Watchdog = kind, at, cluster.Watchdog{}
+		if kind == cluster.StopDown {
+			rec.Elsewhere = cluster.Elsewhere{} // everything is stopped: its word on what runs there is over
+		}
 		val, err := etcd.Merge(raw, rec)
 		if err != nil {
 			return err

@@ -78,7 +78,11 @@ func (n *Node) step(ctx context.Context, l Lease) (rec cluster.RecoveringRecord,
 	// A daemon that was restarted under running VEs. Nothing of this node was taken over
 	// meanwhile, so what runs here and is another's by now came here since, by hand or by a
 	// live migration: it is told to the others, and not stopped.
-	sameLife := !newBoot && mem.Incarnation == known.Incarnation && mem.Closed < known.Incarnation
+	have, present, err := n.Mount.Incarnation(ctx, n.Self)
+	if err != nil {
+		return rec, a, err
+	}
+	sameLife := !newBoot && mem.Incarnation == known.Incarnation && mem.Closed < known.Incarnation && present && have == mem.Incarnation
 	rec.Clean, err = n.prepare(ctx, newBoot, sameLife)
 	if err != nil {
 		return rec, a, err
