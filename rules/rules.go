@@ -339,7 +339,7 @@ var rules = []rule{
 	},
 	{
 		name: "what was given to a node that does not run it any more waits", file: "internal/agent/start.go",
-		code: `	if why == "" && res.ShouldRun() {`, without: `	if false {`,
+		code: `			res.Migrating = r.Self // it comes up`, without: `			res.Migrating = "" // it comes up`,
 		pkg: "./internal/agent", test: "TestWhatWasGivenAndDoesNotRunWaits",
 	},
 	{

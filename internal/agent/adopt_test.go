@@ -1,6 +1,7 @@
 package agent
 
 import (
+	stdcmp "cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -116,6 +117,9 @@ func TestAWordKeepsAVEFromBeingStarted(t *testing.T) {
 func TestWhatWasGivenAndDoesNotRunWaits(t *testing.T) {
 	for _, runs := range []bool{true, false} {
 		bubble(t, func(t *testing.T, s *site) {
+			s.Agent.Settings = func() Settings {
+				return Settings{LockTimeout: time.Minute, ActionTimeout: time.Minute, LockRetryTimeout: time.Hour, ParallelStarts: 2, StartRetries: 1}
+			}
 			s.ownVE(web, cluster.WantRunning)
 			if runs {
 				s.hv.Run("/ve/web", drivertest.Definition{})
@@ -123,9 +127,22 @@ func TestWhatWasGivenAndDoesNotRunWaits(t *testing.T) {
 			a := take(web, 0)
 			a.Start = false
 			s.bring(t.Context(), s.job(a))
-			said := s.said()
-			if len(said) != 1 || said[0].Outcome != cluster.OutcomeRegistered || (said[0].Waiting == "") != runs || (s.repo.get(web).Waiting == "") != runs {
-				t.Errorf("runs %v: %+v, waiting %q", runs, said, s.repo.get(web).Waiting)
+			if said := s.said(); len(said) != 1 || said[0].Outcome != cluster.OutcomeRegistered {
+				t.Errorf("runs %v: %+v", runs, said)
+			}
+			look := func() cluster.Resource {
+				t.Helper()
+				if _, err := s.reconcile(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				return s.repo.get(web)
+			}
+			if r := look(); r.Waiting != "" || (r.Migrating == self) == runs {
+				t.Errorf("runs %v: at once %+v; want whoever moves it to have time to start it here", runs, r)
+			}
+			s.given["/ve/web"] = boottime.Now().Add(-time.Hour)
+			if r := look(); (r.Waiting == "") != runs || r.Migrating != "" {
+				t.Errorf("runs %v: later %+v; want it to wait unless it runs", runs, r)
 			}
 		})
 	}
@@ -174,6 +191,17 @@ func TestAWordStaysWhileItsDriverCannotBeAsked(t *testing.T) {
 	}
 	if w := s.repo.get(web).Want; w != cluster.WantRunning {
 		t.Errorf("STATE %q; what is known has to be kept true", w)
+	}
+}
+
+// A new process knows no word but the one that is published.
+func TestAWordStaysOverARestartWhileItsDriverCannotBeAsked(t *testing.T) {
+	s := newSite(t)
+	s.before = []cluster.RunningVE{{ID: "vm-a", Path: "/ve/a"}, {ID: "ct-b", Path: "/ve/b"}}
+	s.Agent.Hypervisor = partly{s.Agent.Hypervisor}
+	words, err := s.Elsewhere(t.Context())
+	if !errors.Is(err, cluster.ErrCannotAsk) || len(words) != 1 || words[0].Path != "/ve/a" {
+		t.Errorf("words %v, %v; want the one of which nothing new is known, and to be told", words, err)
 	}
 }
 
@@ -234,17 +262,20 @@ func TestOneOfTwoThatMadeTheSameResourceGivesWay(t *testing.T) {
 		name     string
 		by       cluster.NodeID
 		runs     bool
+		mine     cluster.Want
 		theirs   cluster.Want
 		givesWay bool
 	}{
 		{name: "to the lower host id", by: lower, theirs: cluster.WantStopped, givesWay: true},
 		{name: "not to the higher one", by: other, theirs: cluster.WantStopped},
 		{name: "to the one that started it", by: other, theirs: cluster.WantRunning, givesWay: true},
+		{name: "not what should run, to one that should not", by: lower, mine: cluster.WantRunning, theirs: cluster.WantStopped},
 		{name: "not if it runs here", by: lower, runs: true, theirs: cluster.WantStopped},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := newSite(t)
-			s.ownVE(web, cluster.WantStopped)
+			s.ownVE(web, stdcmp.Or(tt.mine, cluster.WantStopped))
+			s.gap = boottime.Now() // no stop is taken for an operator's
 			s.hv.Run("/ve/web", drivertest.Definition{})
 			if !tt.runs {
 				endWeb(s)
@@ -300,6 +331,7 @@ func TestDrift(t *testing.T) {
 	s.hv.Run("/ve/plain", drivertest.Definition{NoHA: true})
 	s.repo.others["ct-plain"] = cluster.Resource{ID: "ct-plain", Path: "/ve/plain"}
 	s.hv.Run("/ve/new", drivertest.Definition{})
+	s.hv.Run("/ve/unfit", drivertest.Definition{Unfit: "disk /root/x"})
 	s.ownVE("ct-orphan", cluster.WantStopped)
 	s.ownVE("ct-lost", cluster.WantStopped)
 	s.repo.absent = map[string]bool{"/ve/lost": true}
@@ -323,7 +355,7 @@ func TestDrift(t *testing.T) {
 		}
 	}
 	want := map[string]cluster.DriftClass{
-		"/ve/foreign": cluster.DriftForeign, "/ve/plain": cluster.DriftForeign, "/ve/new": cluster.DriftMissing, "/ve/orphan": cluster.DriftOrphan,
+		"/ve/foreign": cluster.DriftForeign, "/ve/plain": cluster.DriftForeign, "/ve/new": cluster.DriftMissing, "/ve/unfit": cluster.DriftMissing, "/ve/orphan": cluster.DriftOrphan,
 		"/ve/lost": cluster.DriftBadPath, "/ve/off": cluster.DriftMismatch, "/ve/twice": cluster.DriftDuplicate, "/ve/broken": cluster.DriftForeign,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

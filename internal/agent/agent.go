@@ -60,7 +60,7 @@ type Hypervisor interface {
 	Unregister(ctx context.Context, kind cluster.Kind, path string) error
 	Start(ctx context.Context, kind cluster.Kind, path string) error
 	Stop(ctx context.Context, kind cluster.Kind, path string, force bool) error
-	Barrier(ctx context.Context) error
+	BarrierKind(ctx context.Context, kind cluster.Kind) error
 	Configure(ctx context.Context, kind cluster.Kind, path string, p cluster.VEParams) error
 	Save(ctx context.Context, kind cluster.Kind, path string) error
 	Kinds() []cluster.Kind
@@ -102,7 +102,8 @@ type Agent struct {
 	// RunsOn names the other nodes whose word is that the VE runs there, or may; not
 	// those proven harmless. known is false while it is not known what others say.
 	RunsOn  func(path string) (on []cluster.NodeID, known bool)
-	Spoke   func() // called when Words has changed; does not block
+	Said    func() []cluster.RunningVE // this node's word as it is published, of this boot
+	Spoke   func()                     // called when Words has changed; does not block
 	Event   func(cluster.Event)
 	Leave   func(ctx context.Context, ready func(context.Context) error) error // ends the membership, and the repository goes, unless ready objects once nothing can come in any more
 	At      func(label string)                                                 // called before and after each step that changes something
@@ -180,6 +181,7 @@ type session struct {
 	held  map[cluster.ResourceID]chan struct{} // resources that one piece of work has for itself; closed when it lets go
 	stops map[cluster.ResourceID]stopSeen
 	since map[string]boottime.Time // path of a VE without a resource → first seen
+	given map[string]boottime.Time // path → since when it was given to this node because it ran here, and does not; of reconcile only
 	made  map[string]boottime.Time // path → when this session made a resource of a VE that does not run; of reconcile only
 	plain map[string]boottime.Time // path of a VE that runs, is not highly available and had no resource anywhere at that time; of reconcile only
 
@@ -194,7 +196,7 @@ func (a *Agent) Run(ctx context.Context, s Session) error {
 	r := &session{
 		Agent: a, Session: s, starts: newQueue(), errands: newQueue(), outcomes: make(chan answer, 4096),
 		known: map[string]string{}, busy: map[cluster.ResourceID]int{}, held: map[cluster.ResourceID]chan struct{}{},
-		stops: map[cluster.ResourceID]stopSeen{}, since: map[string]boottime.Time{}, plain: map[string]boottime.Time{}, made: map[string]boottime.Time{},
+		stops: map[cluster.ResourceID]stopSeen{}, since: map[string]boottime.Time{}, plain: map[string]boottime.Time{}, made: map[string]boottime.Time{}, given: map[string]boottime.Time{},
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	r.ended = ctx.Done()

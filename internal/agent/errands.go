@@ -33,6 +33,10 @@ func (r *session) errand(ctx context.Context, j *job) {
 			}
 			r.answer(e, outcome, msg, renamed)
 			return
+		case e.Value.Adopt || e.Value.Verb == cluster.VerbAdopt:
+			// The master asks again, if it still is so by then; nobody waits for it here.
+			r.answer(e, cluster.OutcomeRefused, cluster.OneLine(err), "")
+			return
 		case errors.Is(err, errRefused), !errors.Is(err, cluster.ErrHold) && !errors.Is(err, cluster.ErrCannotAsk) && !errors.Is(err, errClosed) && !errors.Is(err, cluster.ErrLocked):
 			r.answer(e, failedOutcome(err), cluster.OneLine(err), "")
 			return
@@ -182,7 +186,7 @@ func (r *session) giveBack(ctx context.Context, a cluster.Action) (cluster.Resou
 			return "", fmt.Errorf("%w: %s did not shut down: %w; it was left as it is", errRefused, res.Path, err)
 		}
 	}
-	if err := r.call(ctx, r.Hypervisor.Barrier); err != nil {
+	if err := r.call(ctx, func(ctx context.Context) error { return r.Hypervisor.BarrierKind(ctx, res.Kind) }); err != nil {
 		return "", err
 	}
 	still, err := r.runs(ctx, res)
@@ -318,7 +322,11 @@ func (r *session) add(ctx context.Context, a cluster.Action) error {
 	case !here:
 		return fmt.Errorf("%w: the hypervisor of this node does not know %s, though it was registered", errRefused, a.Path)
 	case v.Unfit != "":
-		return fmt.Errorf("%w: %s cannot be highly available: %s", errRefused, a.Path, v.Unfit)
+		no := false
+		err := r.call(ctx, func(ctx context.Context) error {
+			return r.Hypervisor.Configure(ctx, a.Resource.Kind(), a.Path, cluster.VEParams{HA: &no})
+		})
+		return fmt.Errorf("%w: %s cannot be highly available: %s", errors.Join(errRefused, err), a.Path, v.Unfit)
 	}
 	on, known := r.RunsOn(a.Path)
 	if !known {

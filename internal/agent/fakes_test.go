@@ -376,6 +376,7 @@ func (b *fakeBoot) Done(id cluster.ResourceID) error {
 
 // site is one admission, with incarnation 3, among fakes.
 type site struct {
+	before []cluster.RunningVE // published by the process before this one
 	*session
 	inbox    *fakeInbox
 	repo     *fakeRepo
@@ -413,7 +414,7 @@ func newSite(t *testing.T) *site {
 			return Settings{LockTimeout: time.Hour, ActionTimeout: time.Minute, LockRetryTimeout: time.Hour, ParallelStarts: 2, StartRetries: 1}
 		},
 		Ignored: func(string) bool { return false }, Event: func(cluster.Event) {},
-		RunsOn: func(path string) ([]cluster.NodeID, bool) { return s.words[path], !s.unheard }, Spoke: func() {},
+		RunsOn: func(path string) ([]cluster.NodeID, bool) { return s.words[path], !s.unheard }, Said: func() []cluster.RunningVE { return s.before }, Spoke: func() {},
 		Leave: func(ctx context.Context, ready func(context.Context) error) error {
 			s.pausing()
 			if err := ready(ctx); err != nil {
@@ -428,7 +429,7 @@ func newSite(t *testing.T) *site {
 	s.session = &session{
 		Agent: a, Session: s.Session(), starts: newQueue(), errands: newQueue(), outcomes: make(chan answer, 4096),
 		ended: t.Context().Done(), known: map[string]string{}, busy: map[cluster.ResourceID]int{}, held: map[cluster.ResourceID]chan struct{}{},
-		stops: map[cluster.ResourceID]stopSeen{}, since: map[string]boottime.Time{}, plain: map[string]boottime.Time{}, made: map[string]boottime.Time{},
+		stops: map[cluster.ResourceID]stopSeen{}, since: map[string]boottime.Time{}, plain: map[string]boottime.Time{}, made: map[string]boottime.Time{}, given: map[string]boottime.Time{},
 	}
 	return s
 }

@@ -312,6 +312,10 @@ func (m *mending) orphans(ctx context.Context, rs []cluster.Resource) (jobs []me
 			m.report.Leaves(res.ID, "the hypervisor did not know its VE, and now it does, or cannot be asked; run this again")
 			continue
 		}
+		if on, known := m.RunsOn(res.Path); !known || len(on) > 0 {
+			m.report.Leaves(res.ID, "its VE is not here, and another node may run it: its resource follows it there; 'shaman stat' shows when it has")
+			continue
+		}
 		absent, err := m.Repository.Absent(ctx, res.Path)
 		switch {
 		case err != nil:
@@ -321,6 +325,9 @@ func (m *mending) orphans(ctx context.Context, rs []cluster.Resource) (jobs []me
 			jobs = append(jobs, mendJob{res.ID, "there is nothing at its path " + res.Path + ": it went into quarantine", func(ctx context.Context) error { return m.orphan(ctx, res) }})
 		default:
 			jobs = append(jobs, mendJob{res.ID, "its VE is registered here again, stopped", func(ctx context.Context) error {
+				if now, err := m.Repository.Look(ctx, m.Incarnation, res.ID); err != nil || now.Path != res.Path {
+					return errors.Join(err, cluster.ErrGone)
+				}
 				return m.call(ctx, func(ctx context.Context) error { return m.Hypervisor.Register(ctx, res.Kind, res.Path) })
 			}})
 		}

@@ -104,7 +104,7 @@ func (r *session) reconcile(ctx context.Context) (again bool, err error) {
 			if err != nil {
 				r.Log.Warn("cannot bring a resource up to date", zap.String("resource", string(res.ID)), zap.Error(err))
 			}
-			if again = again || err != nil; moved {
+			if again = again || err != nil || r.given[res.Path] != 0; moved {
 				continue
 			}
 		}
@@ -265,7 +265,13 @@ func (r *session) away(ctx context.Context, res cluster.Resource) (moved bool, e
 	case len(on) > 0:
 		next.Migrating = on[0]
 	case res.Migrating == "":
+		delete(r.given, res.Path)
 		return false, nil
+	case res.Migrating == r.Self && r.given[res.Path] == 0:
+		r.given[res.Path] = boottime.Now()
+		return true, nil
+	case res.Migrating == r.Self && boottime.Since(r.given[res.Path]) < r.Settings().LockTimeout:
+		return true, nil // whoever moves it may be about to start it here
 	default:
 		next.Migrating = ""
 		if res.Want == cluster.WantRunning && res.Waiting == "" {

@@ -262,27 +262,28 @@ func (r *session) once(ctx context.Context, j *job) (o cluster.Outcome, started 
 
 // noteWaiting writes down why a resource that should run does not, and that it
 // should: a file without a word would take the driver's, and wait for nothing.
-// One that was given to this node because it ran here waits too if it does not any
-// more, since the power was lost in between, say: else nobody would start it.
+// One that was given to this node because it runs here, and does not, since the
+// power was lost in between, say, or a tool is about to start it, is watched: else
+// nobody would start it.
 func (r *session) noteWaiting(ctx context.Context, j *job, res cluster.Resource) error {
 	if j.action == nil {
 		return nil
 	}
-	why := j.action.Value.Waiting
+	why, given := j.action.Value.Waiting, false
 	if why == "" && res.ShouldRun() {
 		v, here, err := r.ve(ctx, res.Kind, res.Path)
 		if err != nil {
 			return err
 		}
-		if !here || v.State == cluster.VEStopped {
-			why = "it ran on this node when it was given to it, and does not any more"
-			j.waits(why)
-		}
+		given = !here || v.State == cluster.VEStopped
 	}
-	if why == res.Waiting {
+	if why == res.Waiting && !given {
 		return nil
 	}
 	return r.Repository.Update(ctx, r.Incarnation, j.id, func(res *cluster.Resource) {
+		if given {
+			res.Migrating = r.Self // it comes up here, or it did: away looks after it
+		}
 		res.Waiting = why
 		if res.Waiting != "" && res.Want == cluster.WantUnset {
 			res.Want = cluster.WantRunning
@@ -326,7 +327,7 @@ func (r *session) forceStop(ctx context.Context, j *job) error {
 	if err := r.call(ctx, stop); err != nil && !errors.Is(err, cluster.ErrNoVE) {
 		return err
 	}
-	if err := r.call(ctx, r.Hypervisor.Barrier); err != nil {
+	if err := r.call(ctx, func(ctx context.Context) error { return r.Hypervisor.BarrierKind(ctx, j.kind) }); err != nil {
 		return err
 	}
 	// A job that the barrier let through may have started it after the first stop.

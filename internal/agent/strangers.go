@@ -30,7 +30,7 @@ func (r *session) strangers(ctx context.Context, begun boottime.Time, drift *dri
 		}
 		those = append(those, v)
 		seen, plain := r.plain[v.Path]
-		look = look || v.HA || v.State != cluster.VEStopped && (!plain || boottime.Since(seen) > plainKept)
+		look = look || v.HA || v.Unfit != "" || v.State != cluster.VEStopped && (!plain || boottime.Since(seen) > plainKept)
 	}
 	forgetOthers(r.since, those)
 	forgetOthers(r.plain, those)
@@ -65,6 +65,8 @@ func (r *session) strangers(ctx context.Context, begun boottime.Time, drift *dri
 		case len(at) > 0:
 			delete(r.since, v.Path)
 			r.foreign(drift, v, at)
+		case v.Unfit != "" && !r.Ignored(v.Path):
+			drift.add(cluster.Drift{Class: cluster.DriftMissing, Resource: v.ID(), Path: v.Path, Why: "high availability is on for it, and it cannot be had: " + v.Unfit, Next: "mend that, or switch it off in the VE's own parameters"})
 		case !v.HA || r.Ignored(v.Path):
 			if v.State != cluster.VEStopped {
 				r.plain[v.Path] = boottime.Now()
@@ -110,7 +112,13 @@ func (a *Agent) wordsOn(those []cluster.VE, spots cluster.Spots) []cluster.Runni
 
 // withUnasked adds the last words on what cannot be asked now: it may still be so.
 func (a *Agent) withUnasked(words []cluster.RunningVE, unasked error) []cluster.RunningVE {
-	last, _ := a.Words()
+	if unasked == nil {
+		return words
+	}
+	last, ok := a.Words()
+	if !ok {
+		last = a.Said() // of the process before this one, or the session
+	}
 	for _, w := range last {
 		if cluster.Known(unasked, w.ID.Kind()) != nil {
 			words = append(words, w)
@@ -160,7 +168,8 @@ func (a *Agent) Words() (words []cluster.RunningVE, ok bool) {
 
 // Elsewhere makes a fresh word: the answer to the question that every opening
 // failover asks. A driver that does not answer within a part of the time leaves
-// the rest of it for what the others say.
+// the rest of it for what the others say; the error tells which types the answer
+// says nothing new of then, and the words are good all the same.
 func (a *Agent) Elsewhere(ctx context.Context) ([]cluster.RunningVE, error) {
 	begun := boottime.Now()
 	l, err := a.Repository.List(ctx, false)
@@ -188,10 +197,13 @@ func (a *Agent) Elsewhere(ctx context.Context) ([]cluster.RunningVE, error) {
 		words = a.wordsOn(those, all.Spots())
 	}
 	words = a.withUnasked(words, unasked)
-	if _, session := a.Words(); session {
+	a.said.Lock()
+	session := a.words != nil
+	a.said.Unlock()
+	if session {
 		a.say(begun, words)
 	}
-	return words, nil
+	return words, unasked
 }
 
 // answerWithin is the drivers' part of the time for an answer.
@@ -208,6 +220,9 @@ func (r *session) foreign(drift *drifts, v cluster.VE, at []cluster.Spot) {
 	switch {
 	case v.State == cluster.VERunning:
 		d.Why = "it runs here, its resource lies in " + where
+		if p := at[0].Resource.Path; p != v.Path {
+			d.Next = fmt.Sprintf("its resource has another path, %s: 'shaman set %s --path %s'", p, at[0].Resource.ID, v.Path)
+		}
 		if len(at) > 1 {
 			d.Next = fmt.Sprintf("'shaman del' the wrong one of its %d resources", len(at))
 		}
@@ -341,7 +356,8 @@ func (r *session) yield(ctx context.Context, l cluster.Listing, byPath map[strin
 			continue
 		}
 		for _, s := range spots.At(res.Path) {
-			if s.Owner == "" || s.Owner == r.Self || s.Owner > r.Self && s.Resource.Want != cluster.WantRunning {
+			mine, theirs := res.Want == cluster.WantRunning, s.Resource.Want == cluster.WantRunning
+			if s.Owner == "" || s.Owner == r.Self || mine && !theirs || mine == theirs && s.Owner > r.Self {
 				continue
 			}
 			errs = append(errs, r.giveWay(ctx, res, s.Owner))
@@ -362,6 +378,9 @@ func (r *session) giveWay(ctx context.Context, res cluster.Resource, to cluster.
 		return nil // not now; the next look finds the same
 	}
 	defer release()
+	if now, err := r.Repository.Look(ctx, r.Incarnation, res.ID); err != nil || now.Path != res.Path || now.Want != res.Want {
+		return err
+	}
 	if running, err := r.runs(ctx, res); err != nil || running {
 		return err
 	}

@@ -115,6 +115,9 @@ func (a *app) arrival(ctx context.Context, s *snapshot, res cluster.Resource, ac
 					break
 				}
 				switch {
+				case act.Adopt && owner == act.To:
+					a.say("%s belongs to node %s now", r.ID, s.name(owner))
+					return nil
 				case r.Waiting != "":
 					return fail(exitPart, "%s is on node %s, stopped, and waits for room: %s", r.ID, s.name(owner), r.Waiting)
 				case act.To != "" && owner != act.To:

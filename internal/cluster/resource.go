@@ -79,8 +79,8 @@ type VE struct {
 	// Stale tells that what is kept of it on the shared file system for other nodes
 	// (Save) is not there or is older than what the hypervisor has.
 	Stale bool
-	// Unfit says why it cannot be highly available: a disk that other nodes do not
-	// see, for one. HA is false then, whatever the VE's parameters say.
+	// Unfit says why it cannot be highly available, though its parameters ask for it:
+	// a disk that other nodes do not see, for one. HA is false then.
 	Unfit string
 }
 

@@ -146,7 +146,7 @@ func (m *member) build() (err error) {
 	*m.agent = agent.Agent{
 		Self: m.host, Inbox: m.inbox, Repository: m.store.Own(m.host), Hypervisor: m.drivers,
 		Gate: m.node.Gate, Boot: m.state, Settings: m.agentSettings, Ignored: m.isIgnored,
-		RunsOn: m.runsOn, Spoke: func() { poke(m.asked) }, Event: m.event, Leave: m.leave, At: m.At, Log: log.Named("agent"), Metrics: agent.NewMetrics(reg),
+		RunsOn: m.runsOn, Said: m.saidBefore, Spoke: func() { poke(m.asked) }, Event: m.event, Leave: m.leave, At: m.At, Log: log.Named("agent"), Metrics: agent.NewMetrics(reg),
 	}
 	m.agent.Init()
 	m.pulses = &failover.Pulses{Read: m.store.ReadHeartbeat, Targets: m.pulseTargets, Timing: m.timing}

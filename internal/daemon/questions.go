@@ -54,12 +54,16 @@ func (m *member) answerQuestion(ctx context.Context) error {
 		lctx, cancel := context.WithTimeout(ctx, questionsEvery)
 		defer cancel()
 		var fresh []cluster.RunningVE
-		if fresh, failed = m.agent.Elsewhere(lctx); failed == nil {
+		fresh, failed = m.agent.Elsewhere(lctx)
+		var partly *cluster.UnansweredError
+		switch whole := errors.As(failed, &partly) && len(partly.Kinds) == len(m.drivers.Kinds()); {
+		case failed == nil, partly != nil && !whole:
 			if ves, looked = m.agent.Words(); !looked {
 				ves, looked = fresh, true
 			}
-		} else {
-			asked = 0 // no answer; what else is known is said all the same
+		}
+		if failed != nil {
+			asked = 0 // no answer, or half of one; what is known is said all the same
 		}
 	}
 	if !looked || asked <= last.Asked && slices.Equal(ves, last.VEs) {
@@ -70,6 +74,15 @@ func (m *member) answerQuestion(ctx context.Context) error {
 		return nil
 	})
 	return errors.Join(failed, err)
+}
+
+// saidBefore is what is published as this node's word, if it is of this boot.
+func (m *member) saidBefore() []cluster.RunningVE {
+	rec, ok := m.members.Nodes.Get(string(m.host))
+	if !ok || rec.Value.BootID != m.boot {
+		return nil
+	}
+	return rec.Value.Elsewhere.VEs
 }
 
 // runsOn names the other nodes by whose word a VE runs there, or may. A node that

@@ -37,7 +37,8 @@ type actionBoard struct {
 	view    *cluster.View
 	words   map[cluster.NodeID]map[string]word // elsewhere, by the node that is left out
 	byKey   map[string]cluster.Versioned[cluster.Action]
-	changed map[string]bool // node/name of what this round changes
+	changed map[string]bool        // node/name of what this round changes
+	letting map[cluster.NodeID]int // how many resources an owner is being asked to let go of
 }
 
 // placing is a resource that needs a node, and the action that gives way to the new one.
@@ -431,6 +432,9 @@ func (b *actionBoard) pooled(p cluster.PoolID, known bool, r cluster.Resource, e
 			b.take(pl, w.on, false, "", "", "it runs there already")
 		}
 		return // else it may run there, or on two nodes: held until that is known
+	}
+	if movedWord(elsewhere, r) {
+		return // held, and shown as foreign
 	}
 	if gaveBack && g.Value.Adopt {
 		// Given to whom it runs on: that node's word may be on its way, or it has just

@@ -12,7 +12,7 @@ import (
 type word struct {
 	on   cluster.NodeID
 	sure bool // it certainly runs there, and by nobody else's word anywhere else
-	id   cluster.ResourceID
+	uuid string
 }
 
 // elsewhere maps the paths of VEs to the nodes that say they run them without
@@ -30,7 +30,7 @@ func (b *actionBoard) elsewhere(except cluster.NodeID) map[string]word {
 		}
 		for _, v := range e.Value.Elsewhere.VEs {
 			_, twice := out[v.Path]
-			out[v.Path] = word{on: id, sure: !v.Unsure && !twice, id: v.ID}
+			out[v.Path] = word{on: id, sure: !v.Unsure && !twice, uuid: v.UUID}
 		}
 	}
 	if b.words == nil {
@@ -38,6 +38,20 @@ func (b *actionBoard) elsewhere(except cluster.NodeID) map[string]word {
 	}
 	b.words[except] = out
 	return out
+}
+
+// movedWord tells whether a node says that it runs the VE of a resource at another
+// path: a path can change, and which of the two is right nobody knows here.
+func movedWord(words map[string]word, r cluster.Resource) bool {
+	if r.UUID == "" {
+		return false
+	}
+	for path, w := range words {
+		if w.uuid == r.UUID && path != r.Path {
+			return true
+		}
+	}
+	return false
 }
 
 // askAgain is how long an owner that refused to let go is left alone, twice as long
@@ -57,6 +71,12 @@ func (b *actionBoard) adopt() {
 		return
 	}
 	words := b.elsewhere("")
+	b.letting = map[cluster.NodeID]int{}
+	for _, a := range b.o.Actions {
+		if v := a.Value; a.Err == nil && v.Adopt && v.State != cluster.ActionDone {
+			b.letting[v.Node]++
+		}
+	}
 	for _, path := range slices.Sorted(maps.Keys(words)) {
 		w := words[path]
 		runner, alive := b.o.Alive[w.on]
@@ -74,12 +94,20 @@ func (b *actionBoard) adopt() {
 	}
 }
 
+// lettingAtOnce bounds how many resources an owner is asked for at the same time: it
+// has other errands, and a hypervisor that hangs keeps each of them for a while.
+const lettingAtOnce = 4
+
 // letGo asks the owner of a resource whose VE runs on another node.
 func (b *actionBoard) letGo(path string, at Located, on cluster.NodeID) {
 	owner, alive := b.o.Alive[at.Owner]
 	if !alive || b.o.sealed(at.Owner, owner.Value.Incarnation) {
 		return // its daemon has to do it, or its failover finds out where the VE runs
 	}
+	if b.letting[at.Owner] >= lettingAtOnce {
+		return
+	}
+	b.letting[at.Owner]++
 	b.ask(cluster.Action{
 		Verb: cluster.VerbGiveBack, Adopt: true, Node: at.Owner, Inc: owner.Value.Incarnation, Resource: at.Resource, Path: path, To: on,
 		Reason: "its VE runs on node " + b.o.name(on),

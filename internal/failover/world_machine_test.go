@@ -327,8 +327,7 @@ func (m *machine) bring(e cluster.Versioned[cluster.Action], own *dir, id cluste
 		m.finish(e, cluster.OutcomeFailed, id)
 	case !e.Value.Start:
 		if r.Waiting = e.Value.Waiting; r.Waiting == "" && r.ShouldRun() && !m.running[r.Path] {
-			r.Waiting = "it does not run here any more"
-			e.Value.Waiting = r.Waiting
+			r.Migrating = m.id
 		}
 		own.res[id] = r
 		m.finish(e, cluster.OutcomeRegistered, id)

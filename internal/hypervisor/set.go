@@ -142,15 +142,28 @@ func (s *Set) Save(ctx context.Context, k cluster.Kind, path string) error {
 	return d.Save(ctx, path)
 }
 
-// Barrier waits for all drivers.
+// Barrier waits for all drivers, side by side.
 func (s *Set) Barrier(ctx context.Context) error {
-	var errs []error
-	for _, d := range s.drivers {
-		if err := d.Barrier(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("driver %s: %w", d.Name(), err))
-		}
+	errs := make([]error, len(s.drivers))
+	var wg sync.WaitGroup
+	for i, d := range s.drivers {
+		wg.Go(func() {
+			if err := d.Barrier(ctx); err != nil {
+				errs[i] = fmt.Errorf("driver %s: %w", d.Name(), err)
+			}
+		})
 	}
+	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// BarrierKind waits for the driver of one type.
+func (s *Set) BarrierKind(ctx context.Context, k cluster.Kind) error {
+	d, err := s.driver(k)
+	if err != nil {
+		return err
+	}
+	return d.Barrier(ctx)
 }
 
 // Watch calls hint after lifecycle events of any driver, until the context ends.

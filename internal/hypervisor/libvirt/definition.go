@@ -23,6 +23,7 @@ type definition struct {
 	memory   cluster.Bytes
 	vcpus    int
 	ha       bool
+	asked    bool // high availability is, or was meant to be
 	priority uint32
 	unfit    string
 }
@@ -121,7 +122,7 @@ func (p place) parse(text string) (definition, error) {
 	d.vcpus, _ = strconv.Atoi(strings.TrimSpace(x.VCPU)) // 0 = not known
 	var bad string
 	d.ha, d.priority, bad = parameters(x.HA)
-	d.unfit = bad
+	d.unfit, d.asked = bad, d.ha || bad != ""
 	if d.unfit == "" {
 		d.unfit = p.unfit(x)
 	}

@@ -175,6 +175,9 @@ func (d *Driver) ve(x domain, k known) cluster.VE {
 		HA: k.ha && k.unfit == "", Priority: k.priority, Autostart: x.autostart, Unfit: k.unfit,
 		Stale: d.files.stale(k.uuid, k.text),
 	}
+	if !k.asked {
+		v.Unfit = ""
+	}
 	v.State, v.Cause = x.judge(d.lxc())
 	return v
 }

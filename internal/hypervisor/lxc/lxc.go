@@ -368,6 +368,9 @@ func (v *ve) listed(runs bool) cluster.VE {
 		Kind: cluster.KindCT, Name: v.name, Path: v.path, State: cluster.VEStopped, HA: c.ha && c.unfit == "", Autostart: c.autostart,
 		Priority: c.priority, Memory: c.memory, VCPUs: c.vcpus, Unfit: c.unfit,
 	}
+	if !c.ha {
+		e.Unfit = "" // nobody asks for it
+	}
 	if runs {
 		e.State = cluster.VERunning
 	} else {

@@ -230,6 +230,7 @@ func (d *Driver) List(ctx context.Context) ([]cluster.VE, error) {
 			Autostart: x.autostart, Priority: e.priority, Memory: x.memory, VCPUs: x.cpus,
 		}
 		switch {
+		case !e.ha: // nobody asks for it
 		case !d.below(e.path):
 			v.Unfit = fmt.Sprintf("its home %s is not on the shared file system %s", e.path, d.o.Mount)
 		case x.outside != "":

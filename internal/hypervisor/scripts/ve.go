@@ -139,6 +139,9 @@ func (v *ve) report() (cluster.VE, error) {
 	if v.unfit != "" {
 		out.Unfit = v.unfit
 	}
+	if !out.HA {
+		out.Unfit = "" // nobody asks for it
+	}
 	out.HA = out.HA && out.Unfit == ""
 	return out, v.err
 }
