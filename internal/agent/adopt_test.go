@@ -219,9 +219,13 @@ func TestAnOlderLookIsNoNewerWord(t *testing.T) {
 	spoke := 0
 	s.Agent.Spoke = func() { spoke++ }
 	x := []cluster.RunningVE{{ID: "ct-x", Path: "/ve/x"}}
-	s.say(5, nil)
-	s.say(9, x)
-	s.say(7, nil)
+	s.say(4, x, true)
+	if _, ok := s.Words(); ok {
+		t.Error("an answer from before the first look is the session's word")
+	}
+	s.say(5, nil, false)
+	s.say(9, x, true)
+	s.say(7, nil, false)
 	if words, ok := s.Words(); !ok || len(words) != 1 || spoke != 2 {
 		t.Errorf("words %v %v, told %d times; want the word of the later look, told twice", words, ok, spoke)
 	}

@@ -35,7 +35,7 @@ func (r *session) strangers(ctx context.Context, begun boottime.Time, drift *dri
 	forgetOthers(r.since, those)
 	forgetOthers(r.plain, those)
 	if !look {
-		r.say(begun, r.withUnasked(nil, unasked))
+		r.say(begun, r.withUnasked(nil, unasked), false)
 		return false, nil
 	}
 	all, err := r.Repository.Census(ctx)
@@ -44,7 +44,7 @@ func (r *session) strangers(ctx context.Context, begun boottime.Time, drift *dri
 	}
 	spots := all.Spots()
 	words := r.wordsOn(those, spots)
-	r.say(begun, r.withUnasked(words, unasked))
+	r.say(begun, r.withUnasked(words, unasked), false)
 	// Past all caches; read only if something rests on it, and again when it is old.
 	var fresh cluster.Spots
 	var taken boottime.Time
@@ -135,10 +135,15 @@ type spoken struct {
 }
 
 // say keeps the word for whoever publishes it. One that rests on an earlier look
-// never takes the place of a later one's.
-func (a *Agent) say(begun boottime.Time, words []cluster.RunningVE) {
+// never takes the place of a later one's, and an answer (which may come after the
+// session's end) never is the first.
+func (a *Agent) say(begun boottime.Time, words []cluster.RunningVE, answer bool) {
 	a.said.Lock()
 	old := a.words
+	if old == nil && answer {
+		a.said.Unlock()
+		return
+	}
 	if old == nil || old.begun <= begun {
 		a.words = &spoken{begun, words}
 	}
@@ -197,12 +202,7 @@ func (a *Agent) Elsewhere(ctx context.Context) ([]cluster.RunningVE, error) {
 		words = a.wordsOn(those, all.Spots())
 	}
 	words = a.withUnasked(words, unasked)
-	a.said.Lock()
-	session := a.words != nil
-	a.said.Unlock()
-	if session {
-		a.say(begun, words)
-	}
+	a.say(begun, words, true)
 	return words, unasked
 }
 
