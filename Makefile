@@ -47,7 +47,7 @@ e2e:
 	go test -shuffle=on -timeout 15m ./internal/booted
 	go test -timeout 60m -v ./internal/crashpoints | grep -v '^=== '
 
-# All crash points, half an hour; e2e runs every eighth.
+# All crash points, an hour; e2e runs every sixteenth, others each day.
 crashpoints:
 	CRASHPOINTS_EVERY=1 go test -count=1 -timeout 0 -v ./internal/crashpoints
 

@@ -123,7 +123,7 @@ func TestCrashPoints(t *testing.T) {
 	if only := os.Getenv("CRASHPOINTS_ONLY"); only != "" {
 		faults = slices.DeleteFunc(faults, func(f fault) bool { return !strings.Contains(f.String(), only) })
 	} else {
-		every := setting(t, "CRASHPOINTS_EVERY", 8)
+		every := setting(t, "CRASHPOINTS_EVERY", 16)
 		from := setting(t, "CRASHPOINTS_FROM", int(time.Now().Unix()/86400)%every)
 		t.Logf("CRASHPOINTS_EVERY=%d CRASHPOINTS_FROM=%d", every, from)
 		i := -1
