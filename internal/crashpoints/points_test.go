@@ -91,7 +91,7 @@ func setting(t *testing.T, name string, normal int) int {
 // all along.
 //
 // There are some 1500, which takes half an hour: 'make crashpoints'. Without that every
-// eighth is run, other ones each day. CRASHPOINTS_EVERY=n runs every n-th,
+// sixteenth is run, other ones each day. CRASHPOINTS_EVERY=n runs every n-th,
 // CRASHPOINTS_FROM=n begins with the n-th, CRASHPOINTS_ONLY=text runs
 // those whose name has that text in it.
 func TestCrashPoints(t *testing.T) {
