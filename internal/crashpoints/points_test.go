@@ -90,7 +90,7 @@ func setting(t *testing.T, name string, normal int) int {
 // there. However it goes, it ends in the same way, and what must always hold does so
 // all along.
 //
-// There are some 1500, which takes half an hour: 'make crashpoints'. Without that every
+// There are some 1900, which takes an hour: 'make crashpoints'. Without that every
 // sixteenth is run, other ones each day. CRASHPOINTS_EVERY=n runs every n-th,
 // CRASHPOINTS_FROM=n begins with the n-th, CRASHPOINTS_ONLY=text runs
 // those whose name has that text in it.
