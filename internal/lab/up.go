@@ -130,26 +130,34 @@ func (l *Lab) Shaman(ctx context.Context, n Node, args ...string) (string, error
 // cables by: the lab looks at the cluster whatever becomes of the node.
 func (l *Lab) adminConf(n Node) string { return filepath.Join(l.nodeDir(n), "admin.conf") }
 
+// check tells why these options cannot be had here.
+func (o Options) check() error {
+	switch {
+	case o.Nodes < 1 || o.Nodes > 64:
+		return fmt.Errorf("--nodes %d is not allowed; want 1 to 64", o.Nodes)
+	case o.EtcdMembers != 1 && o.EtcdMembers != 3:
+		return fmt.Errorf("--etcd-members %d is not allowed; want 1 or 3", o.EtcdMembers)
+	case o.Watchdog && os.Geteuid() != 0:
+		return errors.New("--watchdog needs a FUSE device for each node, and that needs root; run the lab as root")
+	case o.Watchdog && o.Driver == "lxc":
+		return errors.New("--watchdog cannot be had with --driver lxc: the lab's watchdogs do not see what runs in another pid namespace")
+	case o.missing() != nil:
+		return o.missing()
+	case o.IPMI && ipmiMissing() != nil:
+		return ipmiMissing()
+	case o.VEs < 0 || o.StoppedVEs < 0:
+		return errors.New("--ves and --stopped-ves: want 0 or more")
+	}
+	return nil
+}
+
 func create(o Options) (*Lab, error) {
 	dir, err := filepath.Abs(o.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("make the lab: %w", err)
 	}
-	switch {
-	case o.Nodes < 1 || o.Nodes > 64:
-		return nil, fmt.Errorf("--nodes %d is not allowed; want 1 to 64", o.Nodes)
-	case o.EtcdMembers != 1 && o.EtcdMembers != 3:
-		return nil, fmt.Errorf("--etcd-members %d is not allowed; want 1 or 3", o.EtcdMembers)
-	case o.Watchdog && os.Geteuid() != 0:
-		return nil, errors.New("--watchdog needs a FUSE device for each node, and that needs root; run the lab as root")
-	case o.Watchdog && o.Driver == "lxc":
-		return nil, errors.New("--watchdog cannot be had with --driver lxc: the lab's watchdogs do not see what runs in another pid namespace")
-	case o.missing() != nil:
-		return nil, o.missing()
-	case o.IPMI && ipmiMissing() != nil:
-		return nil, ipmiMissing()
-	case o.VEs < 0 || o.StoppedVEs < 0:
-		return nil, errors.New("--ves and --stopped-ves: want 0 or more")
+	if err := o.check(); err != nil {
+		return nil, err
 	}
 	if old, err := Open(dir); err == nil {
 		if old.running() {
