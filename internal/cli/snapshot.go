@@ -93,13 +93,20 @@ func (a *app) lookEtcd(ctx context.Context, s *snapshot) error {
 	rctx, cancel := context.WithTimeout(ctx, 2500*time.Millisecond)
 	defer cancel()
 	l := a.keys
+	prefixes := []string{l.Nodes(), l.Alives(), l.Recoverings(), l.Failovers(), l.History(), l.Masters(), l.Config(), l.Brake(), l.Identity()}
+	ops := make([]clientv3.Op, len(prefixes))
+	for i, p := range prefixes {
+		ops[i] = clientv3.OpGet(p, clientv3.WithPrefix())
+	}
+	// One transaction: all of it is of one moment, a failover that ends while we
+	// read is not shown with the state of its node from before.
+	resp, err := a.client.Txn(rctx).Then(ops...).Commit()
+	if err != nil {
+		return a.reach(err)
+	}
 	var first int64
-	for _, p := range []string{l.Nodes(), l.Alives(), l.Recoverings(), l.Failovers(), l.History(), l.Masters(), l.Config(), l.Brake(), l.Identity()} {
-		resp, err := a.client.Get(rctx, p, clientv3.WithPrefix())
-		if err != nil {
-			return a.reach(err)
-		}
-		for _, kv := range resp.Kvs {
+	for i, p := range prefixes {
+		for _, kv := range resp.Responses[i].GetResponseRange().Kvs {
 			name := strings.TrimPrefix(string(kv.Key), p)
 			var err error
 			switch p {

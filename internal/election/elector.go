@@ -148,7 +148,7 @@ func (e *Elector) enter(ctx context.Context, key string) (int64, error) {
 	return kvs[0].CreateRevision, nil
 }
 
-// awaitTurn returns when no candidate is ahead of us.
+// awaitTurn returns when no candidate is ahead of us; one that is unfit by then leaves the queue.
 func (e *Elector) awaitTurn(ctx context.Context, key string, rev int64) error {
 	for {
 		gctx, cancel := context.WithTimeout(ctx, etcd.RequestTimeout)
@@ -165,15 +165,17 @@ func (e *Elector) awaitTurn(ctx context.Context, key string, rev int64) error {
 		if !mine {
 			return errors.New("our election key is gone")
 		}
+		// After the look, and before its answer counts: nobody who lost fitness
+		// while the one ahead still led begins a mastership.
+		if err := e.Eligible(); err != nil {
+			e.resign(ctx, key)
+			return fmt.Errorf("leave the election: %w", err)
+		}
 		if !ahead {
 			return nil
 		}
 		if err := e.awaitDelete(ctx, resp.Header.Revision); err != nil {
 			return err
-		}
-		if err := e.Eligible(); err != nil {
-			e.resign(ctx, key)
-			return fmt.Errorf("leave the election: %w", err)
 		}
 	}
 }
