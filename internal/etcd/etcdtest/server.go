@@ -36,6 +36,7 @@ func Start(t testing.TB, change ...func(*embed.Config)) *Server {
 	cfg.Dir = t.TempDir()
 	cfg.TickMs, cfg.ElectionMs = 10, 100
 	cfg.UnsafeNoFsync = true
+	cfg.BcryptCost = 4     // The least: the race detector makes a password of the default cost take seconds.
 	cfg.LogLevel = "fatal" // Close logs errors that are none.
 	anyPort := []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = anyPort, anyPort
