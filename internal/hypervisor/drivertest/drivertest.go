@@ -41,7 +41,8 @@ type Harness struct {
 	// Spared are the verbs ("list", "start", "kill") that need nothing of what
 	// hangs: they succeed.
 	Spared []string
-	// Kill ends the hypervisor's daemon the hard way and starts it anew.
+	// Kill ends the hypervisor's daemon the hard way and starts it anew; nil also
+	// where guests are a part of it.
 	Kill func(t *testing.T)
 	// Other returns the driver of a second node with the same shared file system.
 	Other func(t *testing.T) hypervisor.Driver

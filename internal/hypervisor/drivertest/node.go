@@ -83,7 +83,7 @@ func hung(t *testing.T, m machine) {
 
 func killed(t *testing.T, m machine) {
 	if m.Kill == nil {
-		t.Log("this hypervisor has no daemon")
+		t.Log("this hypervisor has no daemon, or its guests are inside of it")
 		return
 	}
 	path := m.running(t, "survivor", false)
