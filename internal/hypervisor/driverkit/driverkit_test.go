@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -97,7 +100,13 @@ func TestToolIsEndedWithWhatItStarted(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	begun := time.Now()
-	_, err := Tool{Path: "/bin/sh", Args: []string{"-c", "sleep 100 & sleep 100"}}.Run(ctx)
+	pid := filepath.Join(t.TempDir(), "pid")
+	_, err := Tool{Path: "/bin/sh", Args: []string{"-c", "sleep 100 & echo $! >" + pid + "; sleep 100"}}.Run(ctx)
+	if text, rerr := os.ReadFile(pid); rerr == nil {
+		if child, _ := strconv.Atoi(strings.TrimSpace(string(text))); alive(child) {
+			t.Error("what it had started is there still")
+		}
+	}
 	if !errors.Is(err, cluster.ErrCannotAsk) || time.Since(begun) > 20*time.Second {
 		t.Errorf("a tool past its deadline = %v after %s, want ErrCannotAsk at once", err, time.Since(begun))
 	}
@@ -118,5 +127,53 @@ func TestToolTellsItsCodeAndOutput(t *testing.T) {
 	}
 	if _, err := (Tool{Path: "/no/such/tool"}).Run(t.Context()); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a tool that is not there = %v", err)
+	}
+}
+
+// TestWhatTheDaemonBeforeLeftIsEnded: a tool is at work still when its daemon is
+// killed; what it has left in the background, or made a session of its own, is none.
+func TestWhatTheDaemonBeforeLeftIsEnded(t *testing.T) {
+	dir := t.TempDir()
+	before, elsewhere := NewFormer(dir), NewFormer(t.TempDir())
+	begin := func(mark string, attr syscall.SysProcAttr, script string) *exec.Cmd {
+		cmd := exec.Command("/bin/sh", "-c", script)
+		cmd.Env, cmd.SysProcAttr = append(os.Environ(), mark), &attr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); _ = cmd.Wait() })
+		return cmd
+	}
+	tool := begin(before.Mark(), syscall.SysProcAttr{Setpgid: true}, "sleep 100 & sleep 100")
+	keeper := begin(before.Mark(), syscall.SysProcAttr{Setsid: true}, "exec sleep 100")
+	other := begin(elsewhere.Mark(), syscall.SysProcAttr{Setpgid: true}, "exec sleep 100")
+	done := filepath.Join(dir, "done")
+	left := begin(before.Mark(), syscall.SysProcAttr{Setpgid: true}, "sleep 100 & echo $! >"+done+".tmp; mv "+done+".tmp "+done)
+	if err := left.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(done)
+	if err != nil {
+		t.Fatal(err)
+	}
+	background, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := NewFormer(dir)
+	if err := now.Gone(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if alive(tool.Process.Pid) {
+		t.Error("a tool of the daemon before is at work still")
+	}
+	for what, pid := range map[string]int{"a keeper": keeper.Process.Pid, "another driver's tool": other.Process.Pid, "what a tool left in the background": background} {
+		if !alive(pid) {
+			t.Errorf("%s was ended", what)
+		}
+	}
+	own := begin(now.Mark(), syscall.SysProcAttr{Setpgid: true}, "exec sleep 100")
+	if err := now.Gone(t.Context()); err != nil || !alive(own.Process.Pid) {
+		t.Errorf("the own tool was ended (%v)", err)
 	}
 }

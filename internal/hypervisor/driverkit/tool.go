@@ -76,16 +76,23 @@ func (t Tool) Run(ctx context.Context) (Result, error) {
 		cmd.Stdin = strings.NewReader(t.Stdin)
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	killed := false
+	cmd.Cancel = func() error {
+		killed = true
+		return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+	}
 	cmd.WaitDelay = waitDelay
 	err := cmd.Run()
+	if killed {
+		awaitGroup(cmd.Process.Pid)
+	}
 	r := Result{Stdout: out.kept.String(), Stderr: errs.kept.String(), Code: -1}
 	if cmd.ProcessState != nil {
 		r.Code = cmd.ProcessState.ExitCode()
 	}
 	var exit *exec.ExitError
 	switch {
-	case ctx.Err() != nil:
+	case killed:
 		return r, fmt.Errorf("run %s: %w", t.Path, Ended(ctx))
 	case err == nil, errors.As(err, &exit) && r.Code >= 0:
 		return r, nil

@@ -99,8 +99,7 @@ type devicesXML struct {
 
 // place tells what lies where all nodes see it.
 type place struct {
-	mount   string
-	devices []string
+	mount string
 }
 
 func (p place) shared(file string) bool {
@@ -245,12 +244,7 @@ func (p place) unfitFirmware(o osXML, local func(what, file string) string) stri
 }
 
 func (p place) device(what, dev string) string {
-	for _, prefix := range p.devices {
-		if prefix != "" && strings.HasPrefix(filepath.Clean(dev), prefix) {
-			return ""
-		}
-	}
-	return fmt.Sprintf("%s %s is a block device of this node; if all nodes have it, list it in the shared devices of the libvirt driver", what, dev)
+	return fmt.Sprintf("%s %s is a block device of this node, and whether others have it is not known; put the image below %s, or name its network source", what, dev, p.mount)
 }
 
 // unfitStore judges a disk, a CD or floppy in its drive, or a directory.

@@ -143,7 +143,7 @@ func (d *Driver) read(l *golibvirt.Libvirt, dom golibvirt.Domain) (known, error)
 	return k, nil
 }
 
-func (d *Driver) place() place { return place{d.o.Mount, d.o.SharedDevices} }
+func (d *Driver) place() place { return place{d.o.Mount} }
 
 // rereadTimeout ends a background pass that libvirtd does not answer.
 const rereadTimeout = time.Minute

@@ -37,13 +37,10 @@ type Options struct {
 	Socket string
 	Mount  string // of the shared file system
 	// StateDir keeps what has to survive a restart of the daemon.
-	StateDir string
-	// SharedDevices are path prefixes of block devices that all nodes have, say
-	// /dev/disk/by-id/wwn-; none by default, since a device's name does not tell.
-	SharedDevices []string
-	HostMemory    cluster.Bytes // takes the place of what libvirt says; 0 = that
-	StopTimeout   time.Duration // for a graceful stop; 0 = 30 s
-	Logger        *zap.Logger
+	StateDir    string
+	HostMemory  cluster.Bytes // takes the place of what libvirt says; 0 = that
+	StopTimeout time.Duration // for a graceful stop; 0 = 30 s
+	Logger      *zap.Logger
 }
 
 // Driver runs VEs by libvirt.

@@ -329,7 +329,6 @@ type life struct {
 
 func (l life) any() bool { return l.socket || len(l.monitors)+len(l.inits)+len(l.unsure) > 0 }
 
-// life finds out what lives of a container. same are the containers of the
 // life finds out what lives of a container. Where the kernel does not tell whose
 // a payload is (an overlay's root has no name on the host) and its monitor is
 // dead, it may be that of each container of the name.

@@ -43,12 +43,13 @@ type Options struct {
 
 // Driver runs LXC containers.
 type Driver struct {
-	o     Options
-	turns driverkit.Turns
-	hints driverkit.Hints
-	reg   sync.Mutex // held while the set of registrations changes
-	mu    sync.Mutex
-	ves   map[string]*ve // by path: what is registered, and what ran at the last look
+	o      Options
+	turns  driverkit.Turns
+	hints  driverkit.Hints
+	former *driverkit.Former
+	reg    sync.Mutex // held while the set of registrations changes
+	mu     sync.Mutex
+	ves    map[string]*ve // by path: what is registered, and what ran at the last look
 }
 
 // readWait bounds how long a list waits for definitions on the shared file
@@ -80,6 +81,7 @@ func New(o Options) (*Driver, error) {
 		return nil, fmt.Errorf("driver lxc: the mount %q is not an absolute path", o.Mount)
 	}
 	d := &Driver{o: o, ves: map[string]*ve{}}
+	d.former = driverkit.NewFormer(d.runDir())
 	for _, dir := range []string{d.stateDir(), d.runDir()} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, fmt.Errorf("driver lxc: %w", err)
@@ -324,6 +326,9 @@ func (d *Driver) List(ctx context.Context) ([]cluster.VE, error) {
 		if !l.any() && !registered {
 			d.forget(v)
 			continue
+		}
+		if l.any() {
+			v.forgetEnd(l)
 		}
 		out = append(out, v.listed(l.any()))
 	}

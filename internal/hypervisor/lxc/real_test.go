@@ -79,6 +79,30 @@ func TestWhatRunsWithoutARegistrationIsListedAndStopped(t *testing.T) {
 	}
 }
 
+// A start by hand does not tell how it ends, and how the one before ended is no word on it.
+func TestTheEndOfAStartByHandIsNotThatOfTheOneBefore(t *testing.T) {
+	mount := t.TempDir()
+	h := newHost(t, mount)
+	d := h.open(t)
+	path := made(t, lxctest.Container{Path: filepath.Join(mount, "ct", "twice"), HA: true})
+	must(t, errors.Join(d.Register(t.Context(), path), d.Start(t.Context(), path)))
+	eventually(t, "it has booted", func() bool { return lxctest.Boots(path) == 1 })
+	must(t, d.Stop(t.Context(), path, false))
+	if v, _ := find(t, d, path); v.Cause != cluster.CauseStop {
+		t.Fatalf("stopped by %q, want a stop", v.Cause)
+	}
+	h.byHand(t, path)
+	if v, _ := find(t, d, path); v.State != cluster.VERunning {
+		t.Fatalf("listed as %q, want running", v.State)
+	}
+	must(t, syscall.Kill(theInit(t, path), syscall.SIGKILL))
+	eventually(t, "it is listed as stopped", func() bool { v, _ := find(t, d, path); return v.State == cluster.VEStopped })
+	if v, _ := find(t, d, path); v.Cause == cluster.CauseStop {
+		t.Error("the crash of one that was started by hand is told as the guest's own stop")
+	}
+	must(t, errors.Join(d.Start(t.Context(), path), d.Stop(t.Context(), path, true), d.Unregister(t.Context(), path)))
+}
+
 func TestAnotherNameOfTheSameDirectoryIsTheSameContainer(t *testing.T) {
 	mount, elsewhere := t.TempDir(), t.TempDir()
 	h := newHost(t, mount)

@@ -78,6 +78,20 @@ func (v *ve) cause() cluster.StopCause {
 	return cluster.CauseCrash
 }
 
+// forgetEnd drops what is known of how a container ended that runs again, started by
+// somebody without our hooks, who will not say how it ends this time. As long as
+// something of the start lives that is written down, the end that is written down is
+// that one's: its monitor tidies up.
+func (v *ve) forgetEnd(l life) {
+	r, err := v.record()
+	if err != nil || r.init.pid == 0 || r.init.alive() || r.monitor.alive() || len(l.monitors)+len(l.inits) == 0 {
+		return
+	}
+	for _, old := range []string{"exit", "forced"} {
+		_ = os.Remove(filepath.Join(v.run, old)) // tried again at the next list
+	}
+}
+
 // prepare makes the directory of a start, without what the last one left.
 func (v *ve) prepare() error {
 	if err := os.MkdirAll(v.run, 0o755); err != nil {
@@ -160,7 +174,7 @@ func (d *Driver) start(ctx context.Context, v *ve) error {
 	defer d.hints.Hint()
 	// With -d it returns when the container runs. Its socket is there before the
 	// monitor leaves it, so a start that goes on after the tool was killed is seen.
-	r, err := driverkit.Tool{Path: "/bin/sh", Args: []string{
+	r, err := driverkit.Tool{Path: "/bin/sh", Env: []string{d.former.Mark()}, Args: []string{
 		"-c", startScript, "sh", tool, "-P", v.lxcpath, "-n", v.name, "-d", "-l", "INFO", "-o", filepath.Join(v.run, "log"),
 		"-s", hook("start-host", filepath.Join(v.run, "start.sh")), "-s", hook("post-stop", filepath.Join(v.run, "end.sh")),
 	}}.Run(ctx)
@@ -322,7 +336,7 @@ func (s *stop) ask(ctx context.Context, l life) error {
 		return err
 	}
 	// Rounded up: 0 would be no waiting at all, and our own deadline is the exact one.
-	t := driverkit.Tool{Path: tool, Args: []string{"-P", s.lxcpath, "-n", s.name, "--nokill", "-t", strconv.Itoa(int(s.o.StopTimeout/time.Second) + 1)}}
+	t := driverkit.Tool{Path: tool, Env: []string{s.former.Mark()}, Args: []string{"-P", s.lxcpath, "-n", s.name, "--nokill", "-t", strconv.Itoa(int(s.o.StopTimeout/time.Second) + 1)}}
 	go func() {
 		r, err := t.Run(ctx)
 		if err == nil && r.Code != 0 {
@@ -373,8 +387,14 @@ func (s *stop) kill(l life) error {
 }
 
 // Barrier implements hypervisor.Driver: verbs on one container exclude each other,
-// and hold their turn until their tool is gone; nothing is queued beyond them.
-func (d *Driver) Barrier(ctx context.Context) error { return d.turns.Wait(ctx) }
+// and hold their turn until their tool is gone; nothing is queued beyond them. The
+// tools of the daemon before this one are killed and waited for.
+func (d *Driver) Barrier(ctx context.Context) error {
+	if err := d.former.Gone(ctx); err != nil {
+		return err
+	}
+	return d.turns.Wait(ctx)
+}
 
 // Watch implements hypervisor.Driver. What it looks at is cheap: one file for all
 // containers, and the processes that are written down.

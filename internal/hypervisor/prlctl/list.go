@@ -171,7 +171,8 @@ func unique(es []entry) []entry {
 }
 
 // look asks prlctl for all VEs.
-func (d *Driver) look(ctx context.Context) ([]entry, error) {
+func (d *Driver) look(ctx context.Context) (es []entry, err error) {
+	defer func() { d.answered(err) }()
 	r, err := d.tool(ctx, "list", "-a", "--vmtype", "all", "-o", fields, "-j")
 	if err != nil {
 		return nil, err

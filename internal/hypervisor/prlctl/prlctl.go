@@ -52,12 +52,12 @@ type timing struct {
 type Driver struct {
 	o      Options
 	t      timing
-	born   time.Time // what a tool of the daemon before had asked for may still come
 	turns  driverkit.Turns
 	hints  driverkit.Hints
 	causes *causes
 
 	mu            sync.Mutex
+	answers       answers
 	doubts        map[string]bool // by path: something may still come over the VE; true: its start
 	details       map[string]details
 	detailsAt     time.Time
@@ -83,7 +83,7 @@ func New(o Options) (*Driver, error) {
 		return nil, err
 	}
 	return &Driver{
-		o: o, born: time.Now(), causes: c, doubts: map[string]bool{}, details: map[string]details{},
+		o: o, causes: c, doubts: map[string]bool{}, details: map[string]details{},
 		t: timing{poll: 200 * time.Millisecond, watch: 2 * time.Second, ask: 10 * time.Second, details: 10 * time.Second, settle: 3 * time.Second},
 	}, nil
 }
@@ -358,6 +358,33 @@ func (d *Driver) Start(ctx context.Context, path string) error {
 	})
 }
 
+// answers tells for how long prlctl has answered every question. What a tool of the
+// daemon before this one had asked for may still come, within a moment after the
+// dispatcher answers again.
+type answers struct {
+	since time.Time // of the first answer of an unbroken row
+	calm  bool      // the row was long enough, once
+}
+
+func (d *Driver) answered(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case err != nil:
+		d.answers.since = time.Time{}
+	case d.answers.since.IsZero():
+		d.answers.since = time.Now()
+	default:
+		d.answers.calm = d.answers.calm || time.Since(d.answers.since) >= d.t.settle
+	}
+}
+
+func (d *Driver) calm() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.answers.calm
+}
+
 // Barrier implements hypervisor.Driver.
 func (d *Driver) Barrier(ctx context.Context) error {
 	if err := d.turns.Wait(ctx); err != nil {
@@ -370,7 +397,7 @@ func (d *Driver) Barrier(ctx context.Context) error {
 			return err
 		}
 		waits := d.busy(es, quiets)
-		if waits == "" && time.Since(d.born) >= d.t.settle {
+		if waits == "" && d.calm() {
 			return nil
 		}
 		if err := d.pause(ctx); err != nil {

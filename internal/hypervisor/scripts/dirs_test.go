@@ -129,7 +129,7 @@ func TestTypes(t *testing.T) {
 
 func TestSharedScriptsAreCopied(t *testing.T) {
 	l := newLab(t)
-	m := &mirror{from: l.shared(), to: t.TempDir(), log: l.log}
+	m := &mirror{from: l.shared(), is: filepath.Join(l.mount, identityFile), to: t.TempDir(), log: l.log}
 	version := func() string {
 		t.Helper()
 		must(t, m.copy())

@@ -196,7 +196,8 @@ func TestExamplePodman(t *testing.T) {
 	podman, err := exec.LookPath("podman")
 	must(t, err)
 	bin := t.TempDir()
-	l.script(t, bin, "podman", fmt.Sprintf(`exec nsenter -t %d -m -- %s --root %s/root --runroot %s/run --runtime crun --cgroup-manager cgroupfs --events-backend none --log-level error "$@"`, room.Process.Pid, podman, store, store))
+	real := fmt.Sprintf(`exec nsenter -t %d -m -- %s --root %s/root --runroot %s/run --runtime crun --cgroup-manager cgroupfs --events-backend none --log-level error "$@"`, room.Process.Pid, podman, store, store)
+	l.script(t, bin, "podman", real)
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 
 	starts := func() int { data, _ := os.ReadFile(filepath.Join(root, "starts")); return len(data) / 2 }
@@ -217,6 +218,29 @@ func TestExamplePodman(t *testing.T) {
 	eventually(t, "it counts its second start", func() bool { return starts() == 2 })
 	must(t, d.Stop(t.Context(), path, true))
 	wantState(t, d, path, cluster.VEStopped, cluster.CauseCrash)
+
+	// A paused one is stopped by force as well. What podman does then is played: without
+	// control groups it cannot pause.
+	must(t, d.Start(t.Context(), path))
+	eventually(t, "it counts its third start", func() bool { return starts() == 3 })
+	paused := filepath.Join(bin, "paused")
+	l.script(t, bin, "podman", fmt.Sprintf(`if [ -e %[1]s ]; then case $2 in
+inspect) echo "paused 0"; exit 0 ;;
+stop) echo "Error: can only stop created or running containers" >&2; exit 125 ;;
+unpause) rm %[1]s; exit 0 ;;
+esac; fi
+%[2]s`, paused, real))
+	must(t, os.WriteFile(paused, nil, 0o644))
+	wantState(t, d, path, cluster.VERunning, "")
+	must(t, d.Stop(t.Context(), path, true))
+	wantState(t, d, path, cluster.VEStopped, cluster.CauseCrash)
+	// What podman says after a boot is no word of the guest.
+	must(t, d.Start(t.Context(), path))
+	eventually(t, "it counts its fourth start", func() bool { return starts() == 4 })
+	must(t, d.Stop(t.Context(), path, false))
+	wantState(t, d, path, cluster.VEStopped, cluster.CauseStop)
+	must(t, os.RemoveAll(d.runDir(d.get(path).key)))
+	eventually(t, "its end is not known any more", func() bool { return state(t, d, path).Cause == "" })
 }
 
 // A faithful stand-in for systemctl: the verbs and properties that the scripts
@@ -234,15 +258,17 @@ show)
 	echo LoadState=loaded
 	if alive; then echo ActiveState=active; elif [ -e "$u.stopped" ]; then echo ActiveState=inactive; elif [ -n "$pid" ]; then echo ActiveState=failed; else echo ActiveState=inactive; fi
 	if [ -e "$u.enabled" ]; then echo UnitFileState=enabled; else echo UnitFileState=disabled; fi
-	if [ -n "$pid" ]; then echo InactiveEnterTimestampMonotonic=1; else echo InactiveEnterTimestampMonotonic=0; fi ;;
+	if [ -n "$pid" ]; then echo InactiveEnterTimestampMonotonic=1; else echo InactiveEnterTimestampMonotonic=0; fi
+	if [ -e "$u.job" ]; then echo Job=17; fi ;;
 disable) rm -f "$u.enabled" ;;
 start)
 	alive && exit 0
+	if [ -e "$u.waits" ]; then touch "$u.job"; while [ -e "$u.waits" ]; do sleep 0.02; done; rm -f "$u.job"; fi
 	rm -f "$u.stopped"; setsid sleep 1000 >/dev/null 2>&1 </dev/null & echo $! >"$u.pid" ;;
 kill) alive && kill -KILL $pid && touch "$u.killed" ;;
 stop)
 	alive && [ ! -e "$u.killed" ] && { kill $pid; touch "$u.stopped"; }
-	rm -f "$u.killed"; while alive; do sleep 0.02; done ;;
+	rm -f "$u.killed" "$u.job"; while alive; do sleep 0.02; done ;;
 esac
 exit 0
 `
@@ -273,4 +299,22 @@ func TestExampleService(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(units, "away"), nil, 0o644))
 	wantState(t, d, path, cluster.VEUnknown, "") // systemd cannot be asked
 	must(t, os.Remove(filepath.Join(units, "away")))
+
+	// Its start is queued behind another unit's, and who asked for it is gone: systemd
+	// starts it in the end, unless it is stopped.
+	must(t, os.WriteFile(filepath.Join(units, "web.service.waits"), nil, 0o644))
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	if err := d.Start(ctx, path); !errors.Is(err, cluster.ErrCannotAsk) {
+		t.Errorf("a start that waits for another unit = %v, want ErrCannotAsk", err)
+	}
+	must(t, d.Barrier(t.Context()))
+	wantState(t, d, path, cluster.VEUnknown, "")
+	must(t, d.Stop(t.Context(), path, true))
+	if _, err := os.Stat(filepath.Join(units, "web.service.job")); err == nil {
+		t.Error("its job is still queued after a stop by force")
+	}
+	if v := state(t, d, path); v.State != cluster.VEStopped {
+		t.Errorf("after the stop it is %s", v.State)
+	}
 }

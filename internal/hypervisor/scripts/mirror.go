@@ -1,6 +1,7 @@
 package scripts
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/shaman-ha/shaman/internal/hypervisor/driverkit"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 )
 
 // What of a shared directory is copied at most.
@@ -36,12 +38,14 @@ const (
 // between fork and exec, which would stop the whole daemon.
 type mirror struct {
 	from string // on the shared file system
+	is   string // a file that is there whenever the shared file system is
 	to   string // holds one directory a version, and a link "current"
 	log  *zap.Logger
 
 	mu      sync.Mutex
 	at      time.Time // of the last look
 	looking bool
+	checked bool   // the current version was compared with the shared directory by this process
 	said    string // the last complaint: each is logged once
 }
 
@@ -123,12 +127,15 @@ func (m *mirror) copy() error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if old == version {
+	// A copy of its name can be torn: by a loss of power, say.
+	if old == version && (m.checked || m.whole(version, files)) {
+		m.checked = true
 		return nil
 	}
 	if err := m.write(version, files); err != nil {
 		return err
 	}
+	m.checked = true
 	tmp := m.current() + ".tmp"
 	_ = os.Remove(tmp)
 	if err := os.Symlink(version, tmp); err != nil {
@@ -151,6 +158,30 @@ func (m *mirror) copy() error {
 	return nil
 }
 
+// whole tells whether a version is what was read.
+func (m *mirror) whole(version string, files []file) bool {
+	for _, f := range files {
+		path := filepath.Join(m.to, version, f.name)
+		fi, err := os.Lstat(path)
+		if err != nil || fi.IsDir() != f.mode.IsDir() {
+			return false
+		}
+		if fi.IsDir() {
+			continue
+		}
+		data, err := os.ReadFile(path)
+		if err != nil || !bytes.Equal(data, f.data) || fi.Mode() != copyMode(f.mode) {
+			return false
+		}
+	}
+	return true
+}
+
+// copyMode is the mode of a copy. A script of the wrong mode is refused when it is to
+// run, with the copy's name.
+func copyMode(m fs.FileMode) fs.FileMode { return m.Perm()&0o700 | 0o400 }
+
+// write makes a version. After it, neither a crash nor a loss of power leaves half of it.
 func (m *mirror) write(version string, files []file) error {
 	dir := filepath.Join(m.to, version)
 	if err := os.RemoveAll(dir); err != nil { // of an attempt that was cut short
@@ -167,12 +198,21 @@ func (m *mirror) write(version string, files []file) error {
 			}
 			continue
 		}
-		// A script of the wrong mode is refused when it is to run, with the copy's name.
-		if err := os.WriteFile(path, f.data, f.mode.Perm()&0o700|0o400); err != nil {
+		if err := os.WriteFile(path, f.data, copyMode(f.mode)); err != nil {
 			return err
 		}
 	}
-	return nil
+	return flush(dir)
+}
+
+// flush waits until a file system has all that was written to it.
+func flush(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return unix.Syncfs(int(d.Fd()))
 }
 
 // read returns what lies in the shared directory and in its types' directories,
@@ -180,8 +220,8 @@ func (m *mirror) write(version string, files []file) error {
 func (m *mirror) read() ([]file, error) {
 	fi, err := os.Stat(m.from)
 	if errors.Is(err, fs.ErrNotExist) {
-		if _, err := os.Stat(filepath.Dir(m.from)); err != nil { // the mount itself is away
-			return nil, err
+		if _, err := os.Stat(m.is); err != nil { // nothing is mounted there, which does not say that there are no scripts
+			return nil, fmt.Errorf("the shared file system is not there: %w", err)
 		}
 		return nil, nil
 	}

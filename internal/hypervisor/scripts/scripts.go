@@ -31,6 +31,9 @@ const LocalDir = "/usr/share/shaman"
 // SharedDir is the directory of shared scripts, below the mount.
 const SharedDir = ".shaman-scripts"
 
+// identityFile is on every shared file system of a cluster: the package resources makes it.
+const identityFile = ".shaman/cluster"
+
 // Options of the driver.
 type Options struct {
 	// Dirs have the scripts; of two of the same name that in the first one counts.
@@ -62,6 +65,7 @@ type Driver struct {
 	kinds   []cluster.Kind
 	turns   driverkit.Turns
 	hints   driverkit.Hints
+	former  *driverkit.Former
 	// One element a look in the background: at what answers, and at what did not the last time.
 	looks, suspects chan struct{}
 
@@ -77,8 +81,9 @@ type Driver struct {
 func New(o Options) (*Driver, error) {
 	o = o.withDefaults()
 	d := &Driver{o: o, ves: map[string]*ve{}, looks: make(chan struct{}, parallel), suspects: make(chan struct{}, 2)}
+	d.former = driverkit.NewFormer(filepath.Join(o.RunDir, "scripts"))
 	d.enum.init()
-	for _, dir := range []string{d.regDir(), d.hintDir(), d.runDir("")} {
+	for _, dir := range []string{d.regDir(), d.hintDir(), d.runDir(""), d.begunDir()} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, fmt.Errorf("driver scripts: %w", err)
 		}
@@ -133,7 +138,7 @@ func newMirrors(dirs []string, mount, state string, log *zap.Logger) ([]*mirror,
 	out := make([]*mirror, 0, len(dirs))
 	var wg sync.WaitGroup
 	for _, dir := range dirs {
-		m := &mirror{from: filepath.Clean(dir), log: log}
+		m := &mirror{from: filepath.Clean(dir), is: filepath.Join(mount, identityFile), log: log}
 		if mount != "" && strings.HasPrefix(m.from, filepath.Clean(mount)+"/") {
 			m.to = filepath.Join(state, "shared", keyOf(m.from))
 			if err := os.MkdirAll(m.to, 0o700); err != nil {
@@ -168,6 +173,10 @@ func (d *Driver) finder() finder { return finderOf(d.mirrors) }
 
 func (d *Driver) regDir() string  { return filepath.Join(d.o.StateDir, "scripts", "registered") }
 func (d *Driver) hintDir() string { return filepath.Join(d.o.RunDir, "scripts", "hints") }
+
+// begunDir has a file a resource of which it is not known whether something of a
+// start comes yet.
+func (d *Driver) begunDir() string { return filepath.Join(d.o.RunDir, "scripts", "begun") }
 
 // runDir is the directory in which the scripts of a resource keep notes until the next boot.
 func (d *Driver) runDir(key string) string { return filepath.Join(d.o.RunDir, "scripts", "run", key) }
@@ -240,8 +249,14 @@ func (d *Driver) Capacity(context.Context) (cluster.Capacity, error) {
 func (*Driver) Save(context.Context, string) error { return nil }
 
 // Barrier implements hypervisor.Driver: a script that was begun holds the turn of
-// its resource until it, and all of its process group, is gone.
-func (d *Driver) Barrier(ctx context.Context) error { return d.turns.Wait(ctx) }
+// its resource until it, and all of its process group, is gone. What the daemon
+// before this one began is killed and waited for.
+func (d *Driver) Barrier(ctx context.Context) error {
+	if err := d.former.Gone(ctx); err != nil {
+		return err
+	}
+	return d.turns.Wait(ctx)
+}
 
 func (d *Driver) get(path string) *ve {
 	d.mu.Lock()
@@ -268,6 +283,9 @@ func (d *Driver) run(ctx context.Context, v *ve, purpose string, force bool) (ou
 		"SHAMAN_NODE="+string(d.o.Node), "SHAMAN_MOUNT="+d.o.Mount,
 		"SHAMAN_RUN="+d.runDir(v.key), "SHAMAN_HINT="+filepath.Join(d.hintDir(), v.key),
 		"SHAMAN_FORCE="+map[bool]string{true: "1", false: "0"}[force])
+	if purpose != purposeDescribe { // which changes nothing
+		env = append(env, d.former.Mark())
+	}
 	out, ran, err := runChain(ctx, d.finder(), purpose, v.kind, []string{id, v.path}, env)
 	if err == nil && ran == 0 {
 		for _, p := range needed {

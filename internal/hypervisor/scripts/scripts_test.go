@@ -43,6 +43,8 @@ func newLab(t *testing.T) *lab {
 		must(t, err)
 		l.script(t, l.shared(), "demo-/"+f.Name(), string(data))
 	}
+	must(t, os.MkdirAll(filepath.Join(l.mount, ".shaman"), 0o755))
+	must(t, os.WriteFile(filepath.Join(l.mount, identityFile), []byte("NAME=lab\n"), 0o644))
 	return l
 }
 

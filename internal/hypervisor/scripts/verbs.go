@@ -203,6 +203,8 @@ func (d *Driver) Unregister(ctx context.Context, path string) error {
 			return errors.New("it runs; stop it first")
 		case desc.state != cluster.VEStopped:
 			return fmt.Errorf("%w: describe does not know whether it runs", cluster.ErrCannotAsk)
+		case d.begun(v):
+			return errors.New("how its last start ended is not known, and something of it may come yet; stop it first")
 		}
 		_, err = d.run(ctx, v, purposeRelease, false)
 		v.changed()
@@ -240,17 +242,43 @@ func (d *Driver) Start(ctx context.Context, path string) error {
 			return err
 		}
 		defer d.hints.Hint()
-		_, err = d.run(ctx, v, purposeStart, false)
-		v.changed()
-		if err != nil {
-			return err
-		}
-		desc, err = d.settle(ctx, v, func(s cluster.VEState) bool { return s != cluster.VEUnknown })
-		if err == nil && desc.state != cluster.VERunning {
-			err = errors.New("the scripts for start ended well, and describe says that it does not run")
+		return d.start(ctx, v)
+	})
+}
+
+// start runs the scripts for start. Until they have said how it ended, or the ones
+// for stop have ended well, there is a note of it: whatever they had asked for may
+// come later, when describe has said "stopped" for long (a queued job, say).
+func (d *Driver) start(ctx context.Context, v *ve) error {
+	if err := os.WriteFile(filepath.Join(d.begunDir(), v.key), nil, 0o644); err != nil {
+		return err
+	}
+	_, err := d.run(ctx, v, purposeStart, false)
+	v.changed()
+	if err != nil {
+		if !errors.Is(err, cluster.ErrCannotAsk) {
+			d.over(v)
 		}
 		return err
-	})
+	}
+	desc, err := d.settle(ctx, v, func(s cluster.VEState) bool { return s != cluster.VEUnknown })
+	if err == nil {
+		d.over(v)
+	}
+	if err == nil && desc.state != cluster.VERunning {
+		err = errors.New("the scripts for start ended well, and describe says that it does not run")
+	}
+	return err
+}
+
+// over forgets that a start was begun. A note that cannot be removed costs one run
+// of the scripts for stop.
+func (d *Driver) over(v *ve) { _ = os.Remove(filepath.Join(d.begunDir(), v.key)) }
+
+// begun tells whether a start may not be over. What cannot be told counts as begun.
+func (d *Driver) begun(v *ve) bool {
+	_, err := os.Lstat(filepath.Join(d.begunDir(), v.key))
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // renew reads the parameters of a resource that is about to be started.
@@ -303,7 +331,7 @@ func (d *Driver) Stop(ctx context.Context, path string, force bool) error {
 		}
 		desc, err := d.look(lctx, v)
 		cancel()
-		if err == nil && desc.state == cluster.VEStopped {
+		if err == nil && desc.state == cluster.VEStopped && !d.begun(v) {
 			return nil
 		}
 		if ctx.Err() != nil {
@@ -362,11 +390,14 @@ func (d *Driver) stopBy(ctx context.Context, v *ve, force bool) error {
 	if err == nil || errors.Is(err, cluster.ErrNoVE) {
 		_, err = d.settle(sctx, v, func(s cluster.VEState) bool { return s == cluster.VEStopped })
 	}
+	if err == nil {
+		d.over(v)
+	}
 	if err == nil || ctx.Err() != nil || sctx.Err() == nil {
 		return err
 	}
 	// Its time is over, and the caller's is not: what is the case in the end?
-	if desc, lerr := d.look(ctx, v); lerr == nil && desc.state == cluster.VEStopped {
+	if desc, lerr := d.look(ctx, v); lerr == nil && desc.state == cluster.VEStopped && !d.begun(v) {
 		return nil
 	}
 	if late {
