@@ -23,8 +23,8 @@ func (r *session) tellRuns(ctx context.Context, e cluster.Versioned[cluster.Acti
 	}
 }
 
-// adopt takes the resource of a VE that is here into the own repository: out of
-// quarantine, or a new one if there is none. It starts nothing. Without Force the
+// adopt takes the resource of a VE that is here out of quarantine into the own
+// repository. It starts nothing. Without Force the
 // VE has to run here. It can be done twice.
 func (r *session) adopt(ctx context.Context, a cluster.Action) (cluster.ResourceID, error) {
 	v, here, err := r.ve(ctx, a.Resource.Kind(), a.Path)
@@ -38,11 +38,13 @@ func (r *session) adopt(ctx context.Context, a cluster.Action) (cluster.Resource
 	if err != nil {
 		return "", err
 	}
-	return r.adoptAt(ctx, a, v, all.Spots())
+	return r.adoptAt(ctx, a, v, all.Spots(), true)
 }
 
-// adoptAt adopts a VE that is here, whose resources lie where spots says.
-func (r *session) adoptAt(ctx context.Context, a cluster.Action, v cluster.VE, spots cluster.Spots) (cluster.ResourceID, error) {
+// adoptAt adopts a VE that is here, whose resources lie where spots says. One that is
+// to come out of quarantine and is not there is never made anew: somebody else has
+// taken it out, and a look can miss what is on its way.
+func (r *session) adoptAt(ctx context.Context, a cluster.Action, v cluster.VE, spots cluster.Spots, quarantined bool) (cluster.ResourceID, error) {
 	switch {
 	case v.State != cluster.VERunning && !a.Force:
 		return "", fmt.Errorf("%w: %s does not run here", errRefused, a.Path)
@@ -68,6 +70,9 @@ func (r *session) adoptAt(ctx context.Context, a cluster.Action, v cluster.VE, s
 		default:
 			return "", fmt.Errorf("%w: the resource of %s lies in %s", cluster.ErrTaken, a.Path, s)
 		}
+	}
+	if broken == "" && quarantined {
+		return "", fmt.Errorf("%w: %s is not in quarantine any more", cluster.ErrGone, a.Resource)
 	}
 	if broken == "" {
 		id, err := r.createAside(ctx, a.Resource, v)

@@ -26,7 +26,7 @@ func TestAdopt(t *testing.T) {
 		own   bool // it is in the own repository afterwards
 	}{
 		{name: "what runs here comes out of quarantine", given: []func(*site){runs, breakWeb}, want: cluster.OutcomeOK, own: true},
-		{name: "what runs here and has no resource gets one", given: []func(*site){runs}, want: cluster.OutcomeOK, own: true},
+		{name: "what somebody else has taken out is not made anew", given: []func(*site){runs}, want: cluster.OutcomeRefused, error: "not in quarantine any more"},
 		{name: "what does not run here stays", given: []func(*site){runs, breakWeb, endWeb}, want: cluster.OutcomeRefused, error: "does not run here"},
 		{name: "unless an operator wants it", given: []func(*site){runs, breakWeb, endWeb}, force: true, want: cluster.OutcomeOK, own: true},
 		{name: "what may run here or not stays", given: []func(*site){func(s *site) { s.hv.Run("/ve/web", drivertest.Definition{Unsure: true}) }, breakWeb}, want: cluster.OutcomeRefused, error: "does not run here"},
@@ -111,6 +111,25 @@ func TestAWordKeepsAVEFromBeingStarted(t *testing.T) {
 	})
 }
 
+// Two resources of one VE: the node of the other may start it at the same moment.
+func TestADuplicateIsNotStarted(t *testing.T) {
+	bubble(t, func(t *testing.T, s *site) {
+		s.ownVE(web, cluster.WantRunning)
+		s.repo.others["ct-x"] = cluster.Resource{ID: "ct-x", Path: "/ve/web"}
+		got := s.do(t, action(cluster.VerbStart, web))
+		if got.Outcome != cluster.OutcomeRefused || !strings.Contains(got.Error, "2 resources") {
+			t.Errorf("an operator's start: %s, %q; want it refused, with both", got.Outcome, got.Error)
+		}
+		s.bring(t.Context(), &job{id: web, boot: true, start: true})
+		if w := s.repo.get(web).Waiting; !strings.Contains(w, "2 resources") {
+			t.Errorf("after the boot it waits for %q; want both said", w)
+		}
+		if n := s.hv.Starts("/ve/web"); n != 0 {
+			t.Errorf("started %d times", n)
+		}
+	})
+}
+
 // A power cut between the take's dispatch and its claim: nobody else would start it.
 func TestWhatWasGivenAndDoesNotRunWaits(t *testing.T) {
 	for _, runs := range []bool{true, false} {
@@ -163,6 +182,10 @@ func TestAVEThatWasElsewhere(t *testing.T) {
 			t.Errorf("%s: while it is there: %+v; want it written down", want, r)
 		}
 		delete(s.words, "/ve/web")
+		if r := look(); r.Migrating != other || r.Waiting != "" {
+			t.Errorf("%s: at once: %+v; want whoever moves it, or starts it there again, to have time", want, r)
+		}
+		s.given["/ve/web"] = boottime.Now().Add(-2 * time.Hour)
 		if r := look(); r.Migrating != "" || (r.Waiting != "") != (want == cluster.WantRunning) {
 			t.Errorf("%s: when it is not any more: %+v; want what should run to wait", want, r)
 		}
@@ -200,6 +223,31 @@ func TestAWordStaysOverARestartWhileItsDriverCannotBeAsked(t *testing.T) {
 	words, err := s.Elsewhere(t.Context())
 	if !errors.Is(err, cluster.ErrCannotAsk) || len(words) != 1 || words[0].Path != "/ve/a" {
 		t.Errorf("words %v, %v; want the one of which nothing new is known, and to be told", words, err)
+	}
+}
+
+// Before etcd is heard that is not known: then nothing is said, rather than that nothing runs.
+func TestNoWordBeforeTheLastOneIsKnown(t *testing.T) {
+	s := newSite(t)
+	s.unheard = true
+	s.before = []cluster.RunningVE{{ID: "vm-a", Path: "/ve/a"}}
+	s.Agent.Hypervisor = partly{s.Agent.Hypervisor}
+	if _, err := s.reconcile(t.Context()); !errors.Is(err, cluster.ErrCannotAsk) {
+		t.Errorf("error %v; want to be told", err)
+	}
+	if words, said := s.Words(); said {
+		t.Errorf("said %v", words)
+	}
+	var partial *cluster.UnansweredError
+	if words, err := s.Elsewhere(t.Context()); err == nil || errors.As(err, &partial) {
+		t.Errorf("answers %v, %v; want no answer at all", words, err)
+	}
+	s.unheard = false
+	if _, err := s.reconcile(t.Context()); !errors.Is(err, cluster.ErrCannotAsk) {
+		t.Error(err)
+	}
+	if words, _ := s.Words(); len(words) != 1 {
+		t.Errorf("words %v; want the one of before", words)
 	}
 }
 

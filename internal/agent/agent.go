@@ -101,14 +101,18 @@ type Agent struct {
 	Ignored    func(path string) bool // VEs that join --ignore-res left alone
 	// RunsOn names the other nodes whose word is that the VE runs there, or may; not
 	// those proven harmless. known is false while it is not known what others say.
-	RunsOn  func(path string) (on []cluster.NodeID, known bool)
-	Said    func() []cluster.RunningVE // this node's word as it is published, of this boot
-	Spoke   func()                     // called when Words has changed; does not block
+	RunsOn func(path string) (on []cluster.NodeID, known bool)
+	// Said is this node's word as it is published, if it is of this boot; it is not
+	// known before the copy of etcd is there.
+	Said    func() (words []cluster.RunningVE, known bool)
+	Spoke   func() // called when Words has changed; does not block
 	Event   func(cluster.Event)
 	Leave   func(ctx context.Context, ready func(context.Context) error) error // ends the membership, and the repository goes, unless ready objects once nothing can come in any more
 	At      func(label string)                                                 // called before and after each step that changes something
 	Log     *zap.Logger
 	Metrics *Metrics
+
+	asked askedStops
 
 	hints  chan struct{}
 	looks  chan struct{}
@@ -184,6 +188,12 @@ type session struct {
 	given map[string]boottime.Time // path → since when it was given to this node because it ran here, and does not; of reconcile only
 	made  map[string]boottime.Time // path → when this session made a resource of a VE that does not run; of reconcile only
 	plain map[string]boottime.Time // path of a VE that runs, is not highly available and had no resource anywhere at that time; of reconcile only
+
+	census struct { // of soleResource
+		sync.Mutex
+		at    boottime.Time // when it was begun
+		spots cluster.Spots
+	}
 
 	brought atomic.Int64 // boottime.Time at which a start was last queued or ended
 	budget  int          // of reconcile: how many LAST_NODE it may still write in this look

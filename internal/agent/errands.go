@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
+	"github.com/shaman-ha/shaman/internal/boottime"
 	"github.com/shaman-ha/shaman/internal/cluster"
 )
 
@@ -33,7 +35,7 @@ func (r *session) errand(ctx context.Context, j *job) {
 			}
 			r.answer(e, outcome, msg, renamed)
 			return
-		case e.Value.Adopt || e.Value.Verb == cluster.VerbAdopt:
+		case (e.Value.Adopt || e.Value.Verb == cluster.VerbAdopt) && !errors.Is(err, errHalfDone):
 			// The master asks again, if it still is so by then; nobody waits for it here.
 			r.answer(e, cluster.OutcomeRefused, cluster.OneLine(err), "")
 			return
@@ -77,6 +79,11 @@ func failedOutcome(err error) cluster.Outcome {
 
 // errRefused marks errors after which nothing was done.
 var errRefused = errors.New("refused")
+
+// errHalfDone marks errors after which a part may be done. A hand-over is gone on
+// with then: the resource may lie where others take it from, and only the answer
+// says to whom it goes.
+var errHalfDone = errors.New("not finished")
 
 // runErrand does the work of one verb. An empty outcome leaves it to the error.
 func (r *session) runErrand(ctx context.Context, e *cluster.Versioned[cluster.Action]) (cluster.Outcome, cluster.ResourceID, error) {
@@ -182,8 +189,9 @@ func (r *session) giveBack(ctx context.Context, a cluster.Action) (cluster.Resou
 		return "", fmt.Errorf("%w: %s runs here; stop it first or use 'shaman relocate %s'", errRefused, res.Path, a.Resource)
 	}
 	if running {
+		r.asked.note(res.Path)
 		if err := r.call(ctx, func(ctx context.Context) error { return r.Hypervisor.Stop(ctx, res.Kind, res.Path, false) }); err != nil {
-			return "", fmt.Errorf("%w: %s did not shut down: %w; it was left as it is", errRefused, res.Path, err)
+			return "", fmt.Errorf("%w: %s did not shut down: %w; it stays here, and if it shuts down within %s after all, it is started again", errRefused, res.Path, err, askedKept)
 		}
 	}
 	if err := r.call(ctx, func(ctx context.Context) error { return r.Hypervisor.BarrierKind(ctx, res.Kind) }); err != nil {
@@ -196,6 +204,52 @@ func (r *session) giveBack(ctx context.Context, a cluster.Action) (cluster.Resou
 	if still {
 		return "", fmt.Errorf("%w: %s runs again", errRefused, res.Path)
 	}
+	as, err := r.letGo(ctx, a, res)
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", errHalfDone, err)
+	}
+	r.asked.forget(res.Path)
+	return as, nil
+}
+
+// askedKept is for how long after a relocation that was given up a stop of its VE
+// counts as our own doing.
+const askedKept = 5 * time.Minute
+
+// askedStops are the VEs that were asked to shut down for a relocation: when, by path.
+type askedStops struct {
+	mu sync.Mutex
+	m  map[string]boottime.Time
+}
+
+func (s *askedStops) note(path string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.m == nil {
+		s.m = map[string]boottime.Time{}
+	}
+	s.m[path] = boottime.Now()
+}
+
+func (s *askedStops) forget(path string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.m, path)
+}
+
+func (s *askedStops) lately(path string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at, asked := s.m[path]
+	if asked && boottime.Since(at) > askedKept {
+		delete(s.m, path)
+		return false
+	}
+	return asked
+}
+
+// letGo moves the resource of a VE that is proven stopped to where others claim it.
+func (r *session) letGo(ctx context.Context, a cluster.Action, res cluster.Resource) (cluster.ResourceID, error) {
 	if err := r.call(ctx, func(ctx context.Context) error { return r.Hypervisor.Unregister(ctx, res.Kind, res.Path) }); err != nil && !errors.Is(err, cluster.ErrNoVE) {
 		return "", err
 	}

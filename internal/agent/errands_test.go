@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/shaman-ha/shaman/internal/boottime"
 	"github.com/shaman-ha/shaman/internal/cluster"
 	"github.com/shaman-ha/shaman/internal/hypervisor/drivertest"
 )
@@ -192,6 +193,48 @@ func TestGiveBack(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// Half of a hand-over is gone on with: only its answer says to whom it goes.
+func TestAHandOverIsFinished(t *testing.T) {
+	bubble(t, func(t *testing.T, s *site) {
+		s.ownVE(web, cluster.WantRunning)
+		must(t, s.hv.Register(t.Context(), "/ve/web"))
+		s.repo.fail["give back"] = []error{cluster.ErrHold, cluster.ErrHold}
+		a := action(cluster.VerbGiveBack, web)
+		a.Adopt, a.To, a.Path = true, other, "/ve/web"
+		if got := s.do(t, a); got.Outcome != cluster.OutcomeOK {
+			t.Errorf("%s, %s; want it gone on with", got.Outcome, got.Error)
+		}
+		if _, gone := s.repo.back[web]; !gone {
+			t.Error("not given back")
+		}
+	})
+}
+
+// A guest that shuts down after the relocation that asked it to was given up.
+func TestALateStopByUsIsNoWordOfTheGuest(t *testing.T) {
+	s := newSite(t)
+	s.ownVE(web, cluster.WantRunning)
+	s.hv.Run("/ve/web", drivertest.Definition{Stubborn: true})
+	a := action(cluster.VerbGiveBack, web)
+	a.Stop, a.Path = true, "/ve/web"
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := s.giveBack(ctx, a); !errors.Is(err, errRefused) || !strings.Contains(err.Error(), "started again") {
+		t.Fatalf("%v; want it refused, and said what comes", err)
+	}
+	s.hv.End("/ve/web", cluster.CauseStop)
+	if _, err := s.reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if r := s.repo.get(web); r.Want != cluster.WantRunning || !strings.Contains(r.Waiting, "relocation") {
+		t.Errorf("%+v; want it to wait to be started again", r)
+	}
+	s.asked.m["/ve/web"] = boottime.Now().Add(-2 * askedKept)
+	if s.asked.lately("/ve/web") {
+		t.Error("a stop long after it still counts as ours")
 	}
 }
 

@@ -414,7 +414,7 @@ func newSite(t *testing.T) *site {
 			return Settings{LockTimeout: time.Hour, ActionTimeout: time.Minute, LockRetryTimeout: time.Hour, ParallelStarts: 2, StartRetries: 1}
 		},
 		Ignored: func(string) bool { return false }, Event: func(cluster.Event) {},
-		RunsOn: func(path string) ([]cluster.NodeID, bool) { return s.words[path], !s.unheard }, Said: func() []cluster.RunningVE { return s.before }, Spoke: func() {},
+		RunsOn: func(path string) ([]cluster.NodeID, bool) { return s.words[path], !s.unheard }, Said: func() ([]cluster.RunningVE, bool) { return s.before, !s.unheard }, Spoke: func() {},
 		Leave: func(ctx context.Context, ready func(context.Context) error) error {
 			s.pausing()
 			if err := ready(ctx); err != nil {

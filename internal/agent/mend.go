@@ -277,7 +277,7 @@ func (m *mending) stranger(v cluster.VE) []mendJob {
 			if !here || len(at) > 0 && now.State != cluster.VERunning {
 				return fmt.Errorf("%w: it is not here any more, or does not run; run this again", errRefused)
 			}
-			_, err = m.adoptAt(ctx, cluster.Action{Resource: id, Path: v.Path, Force: true}, now, t.spots)
+			_, err = m.adoptAt(ctx, cluster.Action{Resource: id, Path: v.Path, Force: true}, now, t.spots, len(at) > 0)
 			return err
 		}}}
 	case len(at) > 1:
@@ -407,7 +407,7 @@ func (m *mending) unbreak(res cluster.Resource, absent bool) mendJob {
 		if err != nil {
 			return err
 		}
-		_, err = m.adoptAt(ctx, cluster.Action{Resource: res.ID, Path: res.Path, Force: true}, v, t.spots)
+		_, err = m.adoptAt(ctx, cluster.Action{Resource: res.ID, Path: res.Path, Force: true}, v, t.spots, true)
 		return err
 	}}
 }

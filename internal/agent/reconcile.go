@@ -218,6 +218,9 @@ func (r *session) settle(ctx context.Context, res cluster.Resource, v cluster.VE
 		default:
 			watch = true
 		}
+	case stopNow && r.asked.lately(res.Path):
+		// By us, for a relocation that did not wait so long: nobody wants it stopped.
+		next.Waiting = "it was asked to shut down for a relocation, and did so after that had been given up"
 	case stopNow && !was:
 		r.stops[res.ID] = stopSeen{at: boottime.Now()}
 		watch = true
@@ -263,16 +266,18 @@ func (r *session) away(ctx context.Context, res cluster.Resource) (moved bool, e
 	case !known:
 		return false, nil
 	case len(on) > 0:
+		delete(r.given, res.Path)
 		next.Migrating = on[0]
 	case res.Migrating == "":
 		delete(r.given, res.Path)
 		return false, nil
-	case res.Migrating == r.Self && r.given[res.Path] == 0:
+	case r.given[res.Path] == 0:
 		r.given[res.Path] = boottime.Now()
 		return true, nil
-	case res.Migrating == r.Self && boottime.Since(r.given[res.Path]) < r.Settings().LockTimeout:
-		return true, nil // whoever moves it may be about to start it here
+	case boottime.Since(r.given[res.Path]) < r.Settings().LockTimeout:
+		return true, nil // whoever moves it may be about to start it, here or there
 	default:
+		delete(r.given, res.Path)
 		next.Migrating = ""
 		if res.Want == cluster.WantRunning && res.Waiting == "" {
 			next.Waiting = fmt.Sprintf("it was on node %s, and is not there any more", res.Migrating)
@@ -349,8 +354,22 @@ func (r *session) rewrite(ctx context.Context, res, next cluster.Resource) error
 		if now.Path != res.Path {
 			return // it became another VE's meanwhile
 		}
-		now.Want, now.Waiting, now.LastNode = next.Want, next.Waiting, next.LastNode
-		now.Migrating = next.Migrating
-		now.Memory, now.VCPUs, now.UUID, now.Priority = next.Memory, next.VCPUs, next.UUID, next.Priority
+		// Only what this look has changed, and what should be only if nobody else has
+		// meanwhile: the look may be a while old.
+		change(&now.Want, res.Want, next.Want)
+		change(&now.Waiting, res.Waiting, next.Waiting)
+		change(&now.Migrating, res.Migrating, next.Migrating)
+		change(&now.LastNode, res.LastNode, next.LastNode)
+		change(&now.Memory, res.Memory, next.Memory)
+		change(&now.VCPUs, res.VCPUs, next.VCPUs)
+		change(&now.UUID, res.UUID, next.UUID)
+		change(&now.Priority, res.Priority, next.Priority)
 	})
+}
+
+// change sets a field that was changed from was to next, if it still says what it said.
+func change[T comparable](field *T, was, next T) {
+	if next != was && *field == was {
+		*field = next
+	}
 }

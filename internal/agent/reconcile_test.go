@@ -95,6 +95,24 @@ func TestParametersFollowTheVE(t *testing.T) {
 	}
 }
 
+// A look can be a while old: a start that ended meanwhile has written that it waits.
+func TestAnUpdateWritesOnlyWhatItsLookHasChanged(t *testing.T) {
+	s := newSite(t)
+	seen := s.ownVE(web, cluster.WantUnset)
+	now := seen
+	now.Want, now.Waiting, now.Migrating = cluster.WantRunning, "no room", self
+	s.repo.own[web] = now
+	next := seen
+	next.Want, next.Memory = cluster.WantStopped, 64
+	if err := s.rewrite(t.Context(), seen, next); err != nil {
+		t.Fatal(err)
+	}
+	now.Memory = 64
+	if diff := cmp.Diff(now, s.repo.get(web)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 func TestAnUpdateKeepsWhatAnOperatorChangedMeanwhile(t *testing.T) {
 	s := newSite(t)
 	r := s.ownVE(web, cluster.WantStopped)

@@ -244,6 +244,9 @@ func (r *session) once(ctx context.Context, j *job) (o cluster.Outcome, started 
 		// boots, and for what was started by hand since.
 		return "", false, fmt.Errorf("%w: by the word of node %s it runs there, or comes up there (if that node is gone for good: shaman fence confirm)", errElsewhere, on[0])
 	}
+	if err := r.soleResource(ctx, j, res); err != nil {
+		return "", false, err
+	}
 	r.At("start:before")
 	if err := r.call(ctx, func(ctx context.Context) error { return r.Hypervisor.Start(ctx, res.Kind, res.Path) }); err != nil {
 		return "", true, fmt.Errorf("start %s: %w", res.Path, err)
@@ -258,6 +261,29 @@ func (r *session) once(ctx context.Context, j *job) (o cluster.Outcome, started 
 		}
 	}
 	return cluster.OutcomeStarted, true, nil
+}
+
+// soleResource makes sure that no other resource is the same VE: the node of that one
+// may start it at the same moment, and neither tells the other. The master looks
+// itself before it places anything.
+func (r *session) soleResource(ctx context.Context, j *job, res cluster.Resource) error {
+	if !j.boot && (j.action == nil || j.action.Value.Verb != cluster.VerbStart || j.action.Value.Policy != "") {
+		return nil
+	}
+	r.census.Lock()
+	defer r.census.Unlock()
+	if r.census.at == 0 || boottime.Since(r.census.at) > lookAge {
+		begun := boottime.Now()
+		all, err := r.Repository.FreshCensus(ctx)
+		if err != nil {
+			return err
+		}
+		r.census.spots, r.census.at = all.Spots(), begun
+	}
+	if at := r.census.spots.At(res.Path); len(at) > 1 {
+		return fmt.Errorf("%w: %d resources are the VE at %s (%s): keep the one of the node where it runs or ran, and 'shaman del' the others", errElsewhere, len(at), res.Path, placesOf(at))
+	}
+	return nil
 }
 
 // noteWaiting writes down why a resource that should run does not, and that it

@@ -35,8 +35,7 @@ func (r *session) strangers(ctx context.Context, begun boottime.Time, drift *dri
 	forgetOthers(r.since, those)
 	forgetOthers(r.plain, those)
 	if !look {
-		r.say(begun, r.withUnasked(nil, unasked), false)
-		return false, nil
+		return r.sayWith(begun, nil, unasked), nil
 	}
 	all, err := r.Repository.Census(ctx)
 	if err != nil {
@@ -44,7 +43,7 @@ func (r *session) strangers(ctx context.Context, begun boottime.Time, drift *dri
 	}
 	spots := all.Spots()
 	words := r.wordsOn(those, spots)
-	r.say(begun, r.withUnasked(words, unasked), false)
+	again = r.sayWith(begun, words, unasked)
 	// Past all caches; read only if something rests on it, and again when it is old.
 	var fresh cluster.Spots
 	var taken boottime.Time
@@ -110,14 +109,27 @@ func (a *Agent) wordsOn(those []cluster.VE, spots cluster.Spots) []cluster.Runni
 	return out
 }
 
+// sayWith says what a look has found, unless the words on what could not be asked
+// are not known yet: to leave them out would take them back. It asks for another
+// look then.
+func (r *session) sayWith(begun boottime.Time, words []cluster.RunningVE, unasked error) (again bool) {
+	words, known := r.withUnasked(words, unasked)
+	if known {
+		r.say(begun, words, false)
+	}
+	return !known
+}
+
 // withUnasked adds the last words on what cannot be asked now: it may still be so.
-func (a *Agent) withUnasked(words []cluster.RunningVE, unasked error) []cluster.RunningVE {
+func (a *Agent) withUnasked(words []cluster.RunningVE, unasked error) (all []cluster.RunningVE, known bool) {
 	if unasked == nil {
-		return words
+		return words, true
 	}
 	last, ok := a.Words()
 	if !ok {
-		last = a.Said() // of the process before this one, or the session
+		if last, ok = a.Said(); !ok { // of the process before this one, or the session
+			return nil, false
+		}
 	}
 	for _, w := range last {
 		if cluster.Known(unasked, w.ID.Kind()) != nil {
@@ -125,7 +137,7 @@ func (a *Agent) withUnasked(words []cluster.RunningVE, unasked error) []cluster.
 		}
 	}
 	slices.SortFunc(words, func(x, y cluster.RunningVE) int { return strings.Compare(x.Path, y.Path) })
-	return words
+	return words, true
 }
 
 // spoken is a word, and when the look that it rests on began.
@@ -201,7 +213,10 @@ func (a *Agent) Elsewhere(ctx context.Context) ([]cluster.RunningVE, error) {
 		}
 		words = a.wordsOn(those, all.Spots())
 	}
-	words = a.withUnasked(words, unasked)
+	words, known := a.withUnasked(words, unasked)
+	if !known {
+		return nil, fmt.Errorf("%w: what this node has said before is not known yet (%v)", cluster.ErrCannotAsk, unasked)
+	}
 	a.say(begun, words, true)
 	return words, unasked
 }

@@ -107,7 +107,7 @@ func (a *app) arrival(ctx context.Context, s *snapshot, res cluster.Resource, ac
 					continue
 				}
 				place = "is on node " + s.name(owner)
-				busy, err := a.underWay(ctx, owner, r.ID)
+				busy, err := a.underWay(ctx, owner, r.ID, res.ID) // a claim may have renamed it
 				if err != nil {
 					return err
 				}
@@ -139,10 +139,21 @@ func (a *app) arrival(ctx context.Context, s *snapshot, res cluster.Resource, ac
 	return fail(exitFailed, "%s has not arrived within %s; it goes on, and 'shaman stat' and 'shaman events --resource %s' tell what becomes of it", res.ID, a.timeout, res.ID)
 }
 
-// underWay tells whether a node has an unfinished action for a resource.
-func (a *app) underWay(ctx context.Context, n cluster.NodeID, id cluster.ResourceID) (bool, error) {
-	act, ok, err := a.action(ctx, cluster.Action{Node: n, Resource: id})
-	return ok && act.State != cluster.ActionDone, err
+// underWay tells whether a node has an action for a resource, by one of its names,
+// that is not finished, or that the master makes another one of in a moment: after
+// a failure, or when the resource was given back.
+func (a *app) underWay(ctx context.Context, n cluster.NodeID, names ...cluster.ResourceID) (bool, error) {
+	for _, id := range names {
+		act, ok, err := a.action(ctx, cluster.Action{Node: n, Resource: id})
+		if err != nil {
+			return false, err
+		}
+		handedOn := act.Verb == cluster.VerbTake && act.Outcome == cluster.OutcomeFailed || act.Verb == cluster.VerbGiveBack && act.Outcome == cluster.OutcomeOK
+		if ok && (act.State != cluster.ActionDone || handedOn) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // action reads the action that has the key of act. One that cannot be read counts as none.

@@ -169,13 +169,23 @@ type Failover struct {
 	Broken     int         `json:"broken"`
 	Waiting    int         `json:"waiting"`
 	Unreadable int         `json:"unreadable,omitempty"` // files that went to broken as they were; counted in Broken
-	OpenedBy   NodeID      `json:"opened_by"`
-	LostAt     string      `json:"lease_lost_at,omitempty"`
-	OpenedAt   string      `json:"opened_at,omitempty"`
-	FencedAt   string      `json:"fenced_at,omitempty"`
-	SealedAt   string      `json:"sealed_at,omitempty"`
-	DispatchAt string      `json:"dispatched_at,omitempty"`
-	DoneAt     string      `json:"done_at,omitempty"`
+	// Folded are outcomes whose actions are gone already; they are counted in the
+	// numbers above.
+	Folded     Folded `json:"folded,omitzero"`
+	OpenedBy   NodeID `json:"opened_by"`
+	LostAt     string `json:"lease_lost_at,omitempty"`
+	OpenedAt   string `json:"opened_at,omitempty"`
+	FencedAt   string `json:"fenced_at,omitempty"`
+	SealedAt   string `json:"sealed_at,omitempty"`
+	DispatchAt string `json:"dispatched_at,omitempty"`
+	DoneAt     string `json:"done_at,omitempty"`
+}
+
+// Folded counts outcomes of a failover that goes on.
+type Folded struct {
+	Started int `json:"started,omitempty"`
+	Stopped int `json:"stopped,omitempty"`
+	Broken  int `json:"broken,omitempty"`
 }
 
 // ID returns the failover's key and the name of its sealed repository.
@@ -229,7 +239,7 @@ const (
 	VerbLeave    Verb = "leave" // whole node
 	VerbLook     Verb = "look"  // whole node: tell what the probe file named Path holds, as this node sees it
 	VerbRuns     Verb = "runs"  // whole node: tell whether the VE at Path runs here
-	VerbAdopt    Verb = "adopt" // take the resource of a VE that is here into the own repository: out of broken, or a new one; starts nothing
+	VerbAdopt    Verb = "adopt" // take the resource of a VE that is here out of broken into the own repository; starts nothing
 	VerbSync     Verb = "sync"  // whole node: make the repository true
 	VerbClean    Verb = "clean" // whole node: re-register what is valid in broken, drop what has no VE any more
 )

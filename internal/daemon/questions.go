@@ -76,13 +76,15 @@ func (m *member) answerQuestion(ctx context.Context) error {
 	return errors.Join(failed, err)
 }
 
-// saidBefore is what is published as this node's word, if it is of this boot.
-func (m *member) saidBefore() []cluster.RunningVE {
-	rec, ok := m.members.Nodes.Get(string(m.host))
-	if !ok || rec.Value.BootID != m.boot {
-		return nil
-	}
-	return rec.Value.Elsewhere.VEs
+// saidBefore is what is published as this node's word, if it is of this boot. It is
+// not known before the copy of etcd is there.
+func (m *member) saidBefore() (words []cluster.RunningVE, known bool) {
+	known = m.members.Nodes.Read(func(nodes map[string]etcd.Entry[cluster.NodeRecord]) {
+		if rec, ok := nodes[string(m.host)]; ok && rec.Value.BootID == m.boot {
+			words = rec.Value.Elsewhere.VEs
+		}
+	})
+	return words, known
 }
 
 // runsOn names the other nodes by whose word a VE runs there, or may. A node that

@@ -105,8 +105,9 @@ func (l *Ledger) Open(ctx context.Context, term cluster.Term, o cluster.Opening)
 }
 
 // Update rewrites a failover that still is as it was read. With nodeMod the record
-// of its node has to be so, too: what a proof rests on.
-func (l *Ledger) Update(ctx context.Context, term cluster.Term, was etcd.Entry[cluster.Failover], f cluster.Failover, nodeMod int64) error {
+// of its node has to be so, too: what a proof rests on. drop are finished actions
+// that go with the same write, all of them or nothing.
+func (l *Ledger) Update(ctx context.Context, term cluster.Term, was etcd.Entry[cluster.Failover], f cluster.Failover, nodeMod int64, drop ...cluster.Swap) error {
 	val, err := etcd.Merge(was.Raw, f)
 	if err != nil {
 		return err
@@ -116,9 +117,20 @@ func (l *Ledger) Update(ctx context.Context, term cluster.Term, was etcd.Entry[c
 	if nodeMod != 0 {
 		cmps = append(cmps, etcd.Unchanged(l.keys.Node(f.Node), nodeMod))
 	}
-	_, err = etcd.CommitAs(ctx, l.client, term, cmps, []clientv3.Op{clientv3.OpPut(key, val)})
+	ops := []clientv3.Op{clientv3.OpPut(key, val)}
+	for _, s := range drop {
+		c, o, err := l.swap(s)
+		if err != nil {
+			return err
+		}
+		cmps, ops = append(cmps, c...), append(ops, o...)
+	}
+	rev, err := etcd.CommitAs(ctx, l.client, term, cmps, ops)
 	if err != nil {
 		return fmt.Errorf("update failover %s to %s: %w", f.ID(), f.Phase, err)
+	}
+	if len(drop) > 0 {
+		l.note(rev)
 	}
 	return nil
 }

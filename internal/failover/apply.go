@@ -104,7 +104,7 @@ func (m *term) update(ctx context.Context, log *zap.Logger, s Step) error {
 	if proven {
 		m.At("proof:before")
 	}
-	if err := m.Ledger.Update(ctx, m.Term, s.Was, s.Now, s.Mod); err != nil {
+	if err := m.Ledger.Update(ctx, m.Term, s.Was, s.Now, s.Mod, s.Swaps...); err != nil {
 		return err
 	}
 	if proven {

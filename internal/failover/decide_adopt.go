@@ -107,19 +107,20 @@ func (b *actionBoard) letGo(path string, at Located, on cluster.NodeID) {
 	if b.letting[at.Owner] >= lettingAtOnce {
 		return
 	}
-	b.letting[at.Owner]++
-	b.ask(cluster.Action{
+	if b.ask(cluster.Action{
 		Verb: cluster.VerbGiveBack, Adopt: true, Node: at.Owner, Inc: owner.Value.Incarnation, Resource: at.Resource, Path: path, To: on,
 		Reason: "its VE runs on node " + b.o.name(on),
-	})
+	}) {
+		b.letting[at.Owner]++ // one that is not asked for now is in nobody's way
+	}
 }
 
 // ask dispatches an action unless one of its key is under way, or was refused a
-// moment ago.
-func (b *actionBoard) ask(a cluster.Action) {
+// moment ago. It tells whether it did.
+func (b *actionBoard) ask(a cluster.Action) bool {
 	key := string(a.Node) + "/" + a.Name()
 	if b.changed[key] {
-		return
+		return false
 	}
 	old, there := b.byKey[key]
 	if there {
@@ -131,10 +132,11 @@ func (b *actionBoard) ask(a cluster.Action) {
 			pause = min(askAgain<<min(old.Value.Attempts, 10), askAtMost)
 		}
 		if old.Err != nil || old.Value.State != cluster.ActionDone || old.Value.Failover != "" || err == nil && age < pause && age > -pause {
-			return
+			return false
 		}
 		b.swap(&old, &a)
-		return
+		return true
 	}
 	b.swap(nil, &a)
+	return true
 }

@@ -62,11 +62,28 @@ func TestDecideGivesVEsTheirResources(t *testing.T) {
 			o.Waiting = append(o.Waiting, r)
 			o.Paths[r.Path] = []Located{{Owner: node2, Resource: "vm-a"}}
 		}, refused(answerRead+time.Second)), want: []string{"give-back@n2 → give-back vm-a@n2 for n1"}},
+		{name: "a stopped one that its node let go of goes to another", o: given(pooled(node1, 0, res("vm-a", stopped))), want: []string{"take vm-a@n2"}},
+		{name: "or back, if there is no other", o: given(pooled(node1, 0, res("vm-a", stopped)), lost(node2), lost(node3), lost(node4), record(node2, func(r *cluster.NodeRecord) { r.Stopped = cluster.StopInactive }),
+			record(node3, func(r *cluster.NodeRecord) { r.Stopped = cluster.StopInactive }), record(node4, func(r *cluster.NodeRecord) { r.Stopped = cluster.StopInactive })), want: []string{"take vm-a@n1"}},
 		{name: "out of quarantine too", o: given(broken("vm-x"), says(node3, "/vm-a")), want: []string{"adopt vm-x@n3"}},
 		{name: "not if two in quarantine are this VE", o: given(broken("vm-x", "vm-y"), says(node3, "/vm-a"))},
 		{name: "not if the pool has it", o: given(broken("vm-x"), says(node3, "/vm-a"), pooled(node2, 0, res("vm-a"))), want: []string{"take vm-a@n3"}},
 		{name: "a VE without any resource is its node's to protect", o: given(says(node3, "/vm-a"))},
 	})
+	// Those that were refused a moment ago are in nobody's way.
+	var many []change
+	for _, id := range []cluster.ResourceID{"vm-a", "vm-b", "vm-c", "vm-d", "vm-e"} {
+		many = append(many, owns(node2, id), says(node3, "/"+string(id)))
+		if id != "vm-e" {
+			many = append(many, action(node2, cluster.VerbGiveBack, id, func(a *cluster.Action) {
+				done(cluster.OutcomeRefused)(a)
+				a.DoneAt, a.To, a.Adopt = stamp(askAgain/2), node3, true
+			}))
+		}
+	}
+	if d := cmp.Diff([]string{"give-back vm-e@n2 for n3"}, lines(Decide(given(many...), first))); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
 	steps := Decide(runs, first)
 	want := []cluster.Swap{{New: &cluster.Action{Verb: cluster.VerbGiveBack, Adopt: true, Node: node2, Inc: 1, Resource: "vm-a", Path: "/vm-a", To: node3, Reason: "its VE runs on node n3"}}}
 	if d := cmp.Diff(want, steps[0].Swaps); d != "" {

@@ -148,11 +148,25 @@ func TestDecideFinishes(t *testing.T) {
 		{name: "but not too often", o: sealedWith(dispatched, take(node3, node2, "vm-a", done(cluster.OutcomeStarted)), take(node3, node2, "vm-b", claimed), func(o *Observation) {
 			o.CountedAt[of(node2, 1)] = moment.Add(-countEvery + time.Millisecond)
 		})},
+		{name: "what has been finished for a while is counted, and gives its key back", o: sealedWith(dispatched, take(node3, node2, "vm-b", claimed),
+			take(node3, node2, "vm-a", done(cluster.OutcomeStarted), ago(2*foldAfter)), take(node3, node2, "vm-c", done(cluster.OutcomeRegistered), ago(2*foldAfter)),
+			take(node3, node2, "vm-d", done(cluster.OutcomeRegistered), ago(2*foldAfter), func(a *cluster.Action) { a.Waiting = "no room" })),
+			want: []string{"update n2.1 relocating agent", "take@n3 → gone", "take@n3 → gone"}},
+		{name: "not one whose resource lies in the directory still", o: sealedWith(dispatched, sealed(node2, res("vm-a")), take(node3, node2, "vm-b", claimed), take(node3, node2, "vm-a", done(cluster.OutcomeStarted), ago(2*foldAfter))),
+			want: []string{"update n2.1 relocating agent"}},
 		{name: "not while a resource that was given back waits to be claimed", o: sealedWith(dispatched, pooled(node3, 0, res("vm-a")), flagAll,
 			action(node3, cluster.VerbGiveBack, "vm-a", done(cluster.OutcomeOK), ofFailover))},
 		{name: "done though a give-back found nothing to give", o: sealedWith(dispatched, action(node3, cluster.VerbGiveBack, "vm-a", done(cluster.OutcomeGone), ofFailover)), want: []string{"finish n2.1"}},
 		{name: "done though a give-back was refused, since the VE runs after all", o: sealedWith(dispatched, action(node3, cluster.VerbGiveBack, "vm-a", done(cluster.OutcomeRefused), ofFailover)), want: []string{"finish n2.1"}},
 	})
+	folded := sealedWith(func(f *cluster.Failover) {
+		f.DispatchAt, f.Folded = stamp(0), cluster.Folded{Started: 7, Stopped: 2, Broken: 1}
+	},
+		take(node3, node2, "vm-b", claimed), take(node3, node2, "vm-a", done(cluster.OutcomeStarted), ago(2*foldAfter)), take(node3, node2, "vm-c", done(cluster.OutcomeStarted)))
+	up := Decide(folded, first)[0].Now
+	if want := (cluster.Folded{Started: 8, Stopped: 2, Broken: 1}); up.Folded != want || up.Started != 9 || up.Stopped != 2 || up.Broken != 1 {
+		t.Errorf("folded %+v of %d started, %d stopped, %d broken; want %+v of 9, 2, 1", up.Folded, up.Started, up.Stopped, up.Broken, want)
+	}
 	steps := Decide(sealedWith(none,
 		take(node3, node2, "vm-a", done(cluster.OutcomeStarted)), take(node3, node2, "vm-b", done(cluster.OutcomeStarted)), take(node1, node2, "vm-c", done(cluster.OutcomeRegistered)),
 		take(node1, node2, "vm-d", done(cluster.OutcomeRegistered), func(a *cluster.Action) { a.Waiting = "no room" }),
@@ -167,6 +181,10 @@ func TestDecideFinishes(t *testing.T) {
 	if d := cmp.Diff([]int{2, 1, 1, 3, 5}, got); d != "" || last.Do != ActFinish {
 		t.Errorf("%s counts started, stopped, waiting, broken and its actions (-want +got):\n%s", last.Do, d)
 	}
+}
+
+func ago(d time.Duration) func(*cluster.Action) {
+	return func(a *cluster.Action) { a.DoneAt = stamp(d) }
 }
 
 func ofFailover(a *cluster.Action) { a.Failover = node2str + ".1" }

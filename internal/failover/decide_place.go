@@ -121,8 +121,8 @@ func (b *actionBoard) fits(place Place, pl placing) bool {
 
 // keep registers a resource, stopped, on the node that an operator asked for,
 // else on the master's, or where that cannot be on the first node that can hold
-// its type. A node where it failed comes last, but before the pool: nobody looks
-// after what lies there.
+// its type. A node where it failed, or that was asked to let go of it, comes last, but
+// before the pool: nobody looks after what lies there.
 func (b *actionBoard) keep(pl placing, waiting, why string) {
 	rank := func(n cluster.Node) int {
 		switch {
@@ -130,6 +130,8 @@ func (b *actionBoard) keep(pl placing, waiting, why string) {
 			return 4
 		case n.ID == pl.want && waiting == "":
 			return 1
+		case pl.pool == cluster.PoolID{Node: n.ID}:
+			return 4
 		case n.ID == b.o.Self:
 			return 2
 		}

@@ -18,7 +18,7 @@ type Table[T any] interface {
 // Ledger is where failovers and actions are written; every write is guarded by the term.
 type Ledger interface {
 	Open(ctx context.Context, term cluster.Term, o cluster.Opening) error
-	Update(ctx context.Context, term cluster.Term, was cluster.Versioned[cluster.Failover], f cluster.Failover, nodeMod int64) error
+	Update(ctx context.Context, term cluster.Term, was cluster.Versioned[cluster.Failover], f cluster.Failover, nodeMod int64, drop ...cluster.Swap) error
 	Wanted(ctx context.Context, term cluster.Term, id cluster.FailoverID, serial int64) error
 	Withdraw(ctx context.Context, term cluster.Term, was cluster.Versioned[cluster.Failover], f cluster.Failover, recoveringMod int64) error
 	Apply(ctx context.Context, term cluster.Term, swaps []cluster.Swap) (int, error)

@@ -65,7 +65,7 @@ func (d *desk) has(call string) bool {
 func (d *desk) Open(_ context.Context, _ cluster.Term, o cluster.Opening) error {
 	return d.call("open %s", nick(o.Failover.Node))
 }
-func (d *desk) Update(_ context.Context, _ cluster.Term, _ cluster.Versioned[cluster.Failover], f cluster.Failover, _ int64) error {
+func (d *desk) Update(_ context.Context, _ cluster.Term, _ cluster.Versioned[cluster.Failover], f cluster.Failover, _ int64, _ ...cluster.Swap) error {
 	d.mu.Lock()
 	d.last = f
 	d.mu.Unlock()

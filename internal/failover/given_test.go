@@ -210,6 +210,9 @@ func lines(steps []Step) []string {
 			out = append(out, fmt.Sprintf("%s %s", f, s.Opening.Failover.Liveness))
 		case ActUpdate:
 			out = append(out, strings.TrimSpace(fmt.Sprintf("%s %s %s", f, s.Now.Phase, s.Now.Proof)))
+			for _, w := range s.Swaps {
+				out = append(out, swapLine(w))
+			}
 		case ActFence:
 			out = append(out, fmt.Sprintf("%s after %s", f, s.Delay))
 		case ActDispatch:

@@ -176,7 +176,7 @@ func (l ledger) Open(_ context.Context, t cluster.Term, o cluster.Opening) error
 	return nil
 }
 
-func (l ledger) Update(_ context.Context, t cluster.Term, was cluster.Versioned[cluster.Failover], f cluster.Failover, _ int64) error {
+func (l ledger) Update(_ context.Context, t cluster.Term, was cluster.Versioned[cluster.Failover], f cluster.Failover, _ int64, drop ...cluster.Swap) error {
 	w, id := l.w, f.ID()
 	if err := l.guard(t); err != nil {
 		return err
@@ -191,6 +191,16 @@ func (l ledger) Update(_ context.Context, t cluster.Term, was cluster.Versioned[
 		w.t.Fatalf("failover %s went back from %s to %s", id, now.Value.Phase, f.Phase)
 	case f.Phase.Sealed() && (f.Proof == "" || w.pools[id] == nil):
 		w.t.Fatalf("failover %s counts as sealed, with proof %q and the pool directory there: %v", id, f.Proof, w.pools[id] != nil)
+	}
+	for _, s := range drop { // all of them, or nothing
+		if have, ok := w.actions[key(s.Old.Value)]; !ok || have.Mod != s.Old.Mod {
+			return cluster.ErrConflict
+		}
+	}
+	for _, s := range drop {
+		if err := l.swap(s); err != nil {
+			return err
+		}
 	}
 	w.failovers[id] = cluster.Versioned[cluster.Failover]{Value: f, Mod: w.next(), Create: now.Create}
 	return nil
