@@ -215,7 +215,7 @@ func (a *Agent) Elsewhere(ctx context.Context) ([]cluster.RunningVE, error) {
 	}
 	words, known := a.withUnasked(words, unasked)
 	if !known {
-		return nil, fmt.Errorf("%w: what this node has said before is not known yet (%v)", cluster.ErrCannotAsk, unasked)
+		return nil, fmt.Errorf("%w: what this node has said before is not known yet (%s)", cluster.ErrCannotAsk, cluster.OneLine(unasked))
 	}
 	a.say(begun, words, true)
 	return words, unasked

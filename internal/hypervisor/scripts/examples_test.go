@@ -196,8 +196,8 @@ func TestExamplePodman(t *testing.T) {
 	podman, err := exec.LookPath("podman")
 	must(t, err)
 	bin := t.TempDir()
-	real := fmt.Sprintf(`exec nsenter -t %d -m -- %s --root %s/root --runroot %s/run --runtime crun --cgroup-manager cgroupfs --events-backend none --log-level error "$@"`, room.Process.Pid, podman, store, store)
-	l.script(t, bin, "podman", real)
+	plain := fmt.Sprintf(`exec nsenter -t %d -m -- %s --root %s/root --runroot %s/run --runtime crun --cgroup-manager cgroupfs --events-backend none --log-level error "$@"`, room.Process.Pid, podman, store, store)
+	l.script(t, bin, "podman", plain)
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 
 	starts := func() int { data, _ := os.ReadFile(filepath.Join(root, "starts")); return len(data) / 2 }
@@ -229,7 +229,7 @@ inspect) echo "paused 0"; exit 0 ;;
 stop) echo "Error: can only stop created or running containers" >&2; exit 125 ;;
 unpause) rm %[1]s; exit 0 ;;
 esac; fi
-%[2]s`, paused, real))
+%[2]s`, paused, plain))
 	must(t, os.WriteFile(paused, nil, 0o644))
 	wantState(t, d, path, cluster.VERunning, "")
 	must(t, d.Stop(t.Context(), path, true))
