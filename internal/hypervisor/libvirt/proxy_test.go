@@ -11,9 +11,10 @@ import (
 
 // Numbers of remote_protocol.x.
 const (
-	procGetXMLDesc      = 14
-	procCreateWithFlags = 196
-	procShutdownFlags   = 258
+	procGetXMLDesc       = 14
+	procCreateWithFlags  = 196
+	procShutdownFlags    = 258
+	procDeregisterEvents = 317
 
 	typeReply = 1
 	statusOK  = 0

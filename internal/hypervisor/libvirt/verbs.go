@@ -45,7 +45,10 @@ func (d *Driver) look(ctx context.Context, id uuid) (x domain, err error) {
 		}
 		return err
 	})
-	return x, err
+	if err != nil { // a question that was given up may still write
+		return domain{}, err
+	}
+	return x, nil
 }
 
 // settled waits until the domain surely runs or is stopped.
@@ -173,7 +176,7 @@ func (d *Driver) persistent(ctx context.Context, x domain) (yes bool, err error)
 		yes = n == 1
 		return err
 	})
-	return yes, err
+	return err == nil && yes, err
 }
 
 // define gives libvirt the definition on the shared file system.

@@ -52,7 +52,9 @@ func (d *Driver) watchOnce(ctx context.Context, hint func()) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	// Not ended by ctx: the library would take its subscriptions back just when the
+	// connection is closed, and libvirtd (seen with 9.0) can crash of the two at once.
+	sctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	type subscription struct {
 		life <-chan golibvirt.DomainEventLifecycleMsg
 		meta <-chan any
@@ -61,8 +63,8 @@ func (d *Driver) watchOnce(ctx context.Context, hint func()) error {
 	done := make(chan subscription, 1)
 	go func() {
 		var s subscription
-		if s.life, s.err = c.LifecycleEvents(ctx); s.err == nil {
-			s.meta, _ = c.SubscribeEvents(ctx, golibvirt.DomainEventIDMetadataChange, nil) // without it the next pass sees it
+		if s.life, s.err = c.LifecycleEvents(sctx); s.err == nil {
+			s.meta, _ = c.SubscribeEvents(sctx, golibvirt.DomainEventIDMetadataChange, nil) // without it the next pass sees it
 		}
 		done <- s
 	}()
