@@ -176,6 +176,23 @@ func (p *pool) ask(ctx context.Context, f func(*golibvirt.Libvirt) error) error 
 	}
 }
 
+// question is ask with an answer, which is none if there is an error. One that was
+// given up may still come to its end: nothing of it is shared with the caller.
+func question[T any](ctx context.Context, p *pool, f func(*golibvirt.Libvirt) (T, error)) (answer T, err error) {
+	answers := make(chan T, 1)
+	err = p.ask(ctx, func(l *golibvirt.Libvirt) error {
+		a, err := f(l)
+		if err == nil {
+			answers <- a
+		}
+		return err
+	})
+	if err == nil {
+		answer = <-answers
+	}
+	return answer, err
+}
+
 // lost tells that a call has no answer because the connection ended.
 func lost(err error) bool {
 	var netErr *net.OpError

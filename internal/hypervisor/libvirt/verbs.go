@@ -37,18 +37,8 @@ func (d *Driver) verb(ctx context.Context, what, path string, f func(id uuid) er
 }
 
 // look asks for the domain's state.
-func (d *Driver) look(ctx context.Context, id uuid) (x domain, err error) {
-	err = d.pool.ask(ctx, func(l *golibvirt.Libvirt) error {
-		y, err := state(l, id)
-		if err == nil {
-			x = y
-		}
-		return err
-	})
-	if err != nil { // a question that was given up may still write
-		return domain{}, err
-	}
-	return x, nil
+func (d *Driver) look(ctx context.Context, id uuid) (domain, error) {
+	return question(ctx, &d.pool, func(l *golibvirt.Libvirt) (domain, error) { return state(l, id) })
 }
 
 // settled waits until the domain surely runs or is stopped.
@@ -170,13 +160,11 @@ func (d *Driver) Register(ctx context.Context, path string) error {
 	})
 }
 
-func (d *Driver) persistent(ctx context.Context, x domain) (yes bool, err error) {
-	err = d.pool.ask(ctx, func(l *golibvirt.Libvirt) error {
+func (d *Driver) persistent(ctx context.Context, x domain) (bool, error) {
+	return question(ctx, &d.pool, func(l *golibvirt.Libvirt) (bool, error) {
 		n, err := l.DomainIsPersistent(x.Domain)
-		yes = n == 1
-		return err
+		return n == 1, err
 	})
-	return err == nil && yes, err
 }
 
 // define gives libvirt the definition on the shared file system.
