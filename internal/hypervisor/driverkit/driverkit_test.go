@@ -3,6 +3,7 @@ package driverkit
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -103,7 +104,7 @@ func TestToolIsEndedWithWhatItStarted(t *testing.T) {
 	pid := filepath.Join(t.TempDir(), "pid")
 	_, err := Tool{Path: "/bin/sh", Args: []string{"-c", "sleep 100 & echo $! >" + pid + "; sleep 100"}}.Run(ctx)
 	if text, rerr := os.ReadFile(pid); rerr == nil {
-		if child, _ := strconv.Atoi(strings.TrimSpace(string(text))); alive(child) {
+		if child, _ := strconv.Atoi(strings.TrimSpace(string(text))); child != 0 && readProcess(child).alive() {
 			t.Error("what it had started is there still")
 		}
 	}
@@ -131,49 +132,81 @@ func TestToolTellsItsCodeAndOutput(t *testing.T) {
 }
 
 // TestWhatTheDaemonBeforeLeftIsEnded: a tool is at work still when its daemon is
-// killed; what it has left in the background, or made a session of its own, is none.
+// killed; what one has left in the background when it ended is the guest.
 func TestWhatTheDaemonBeforeLeftIsEnded(t *testing.T) {
 	dir := t.TempDir()
-	before, elsewhere := NewFormer(dir), NewFormer(t.TempDir())
-	begin := func(mark string, attr syscall.SysProcAttr, script string) *exec.Cmd {
+	before, err := NewFormer(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// begin runs a tool whose daemon does not live to see its end.
+	begin := func(script string) *exec.Cmd {
 		cmd := exec.Command("/bin/sh", "-c", script)
-		cmd.Env, cmd.SysProcAttr = append(os.Environ(), mark), &attr
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); _ = cmd.Wait() })
+		before.note(cmd.Process.Pid)
 		return cmd
 	}
-	tool := begin(before.Mark(), syscall.SysProcAttr{Setpgid: true}, "sleep 100 & sleep 100")
-	keeper := begin(before.Mark(), syscall.SysProcAttr{Setsid: true}, "exec sleep 100")
-	other := begin(elsewhere.Mark(), syscall.SysProcAttr{Setpgid: true}, "exec sleep 100")
-	done := filepath.Join(dir, "done")
-	left := begin(before.Mark(), syscall.SysProcAttr{Setpgid: true}, "sleep 100 & echo $! >"+done+".tmp; mv "+done+".tmp "+done)
+	number := func(file string) (pid int) {
+		eventually(t, "a number in "+file, func() bool {
+			text, err := os.ReadFile(filepath.Join(dir, file))
+			pid, _ = strconv.Atoi(strings.TrimSpace(string(text)))
+			return err == nil && strings.HasSuffix(string(text), "\n")
+		})
+		return pid
+	}
+	tool := begin("sleep 100 & echo $! >" + dir + "/child; sleep 100")
+	child := number("child")
+	left := begin("sleep 100 & echo $! >" + dir + "/guest")
+	guest := number("guest")
 	if err := left.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	text, err := os.ReadFile(done)
+	again := begin("exec sleep 100") // has the number of one that is written down, and is another
+	if err := os.WriteFile(filepath.Join(dir, "tools", strconv.Itoa(again.Process.Pid)), fmt.Appendf(nil, "%d 1\n", again.Process.Pid), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	now, err := NewFormer(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	background, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	now := NewFormer(dir)
 	if err := now.Gone(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if alive(tool.Process.Pid) {
+	if readProcess(tool.Process.Pid).alive() || readProcess(child).alive() {
 		t.Error("a tool of the daemon before is at work still")
 	}
-	for what, pid := range map[string]int{"a keeper": keeper.Process.Pid, "another driver's tool": other.Process.Pid, "what a tool left in the background": background} {
-		if !alive(pid) {
-			t.Errorf("%s was ended", what)
-		}
+	if !readProcess(guest).alive() || !readProcess(again.Process.Pid).alive() {
+		t.Error("what a tool had left, or another process, was ended")
 	}
-	own := begin(now.Mark(), syscall.SysProcAttr{Setpgid: true}, "exec sleep 100")
-	if err := now.Gone(t.Context()); err != nil || !alive(own.Process.Pid) {
-		t.Errorf("the own tool was ended (%v)", err)
+	if notes, _ := os.ReadDir(filepath.Join(dir, "tools")); len(notes) > 0 {
+		t.Errorf("%d notes are kept of what is over", len(notes))
+	}
+}
+
+func TestAToolIsWrittenDownWhileItRuns(t *testing.T) {
+	dir := t.TempDir()
+	f, err := NewFormer(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := Tool{Path: "/bin/sh", Args: []string{"-c", "while [ ! -s " + dir + "/tools/$$ ]; do sleep 0.01; done; cat " + dir + "/tools/$$"}, Former: f}.Run(t.Context())
+	if err != nil || !strings.Contains(r.Stdout, " ") {
+		t.Errorf("it reads %q of itself (%v)", r.Stdout, err)
+	}
+	if notes, _ := os.ReadDir(filepath.Join(dir, "tools")); len(notes) > 0 {
+		t.Errorf("%d notes are left", len(notes))
+	}
+}
+
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !cond(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not in time: %s", what)
+		}
 	}
 }

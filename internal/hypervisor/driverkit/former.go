@@ -3,71 +3,75 @@ package driverkit
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
-
-// formerVar marks what a driver has started: <directory>#<session>#<which daemon>.
-const formerVar = "SHAMAN_TOOL"
 
 // Former ends what the daemon before this one, which was killed in the middle of a
 // verb, has left at work: nobody waits for that any more, and it could start
-// something after a barrier. Programs are known by a variable in their environment,
-// so that nothing has to be written down before each of them.
+// something after a barrier. Each tool that runs is written down in a directory.
 //
-// Only a program that is the first of its process group, in the session of the
-// daemon that started it, is one that a verb waits for. What it leaves behind in the
-// background, or makes a session of its own, is the guest or its keeper.
+// A tool that has ended by itself is over, whatever it has left in the background:
+// that is the guest.
 type Former struct {
-	dir, mark string
-	clear     atomic.Bool
+	dir string
+
+	mu  sync.Mutex
+	old []*formerTool
 }
 
-// NewFormer ends what was left by another daemon of the same directory, which is this
-// node's and this driver's alone.
-func NewFormer(dir string) *Former {
-	session, _ := unix.Getsid(0) // never fails for oneself
-	f := &Former{dir: filepath.Clean(dir)}
-	f.mark = fmt.Sprintf("%s#%d#%s", f.dir, session, rand.Text())
-	ctx, cancel := context.WithTimeout(context.Background(), formerLook)
-	defer cancel()
-	f.gone(ctx)
-	return f
+// formerTool is a tool of the daemon before.
+type formerTool struct {
+	file, start string // start tells it from a later process of the same number
+	pid         int
+	killed      bool
 }
 
-// formerLook bounds the first look: to read of a process that hangs in the kernel
-// can hang as well.
-const formerLook = time.Second
-
-// gone kills what is left, and tells whether nothing was.
-func (f *Former) gone(ctx context.Context) bool {
-	_ = Guarded(ctx, func() error { // it only fails by the end of ctx: then it is not known
-		if !f.left() {
-			f.clear.Store(true)
+// NewFormer ends what was left by another daemon. The directory is this node's and
+// this driver's alone, and empty after a boot.
+func NewFormer(dir string) (*Former, error) {
+	f := &Former{dir: filepath.Join(dir, "tools")}
+	if err := os.MkdirAll(f.dir, 0o755); err != nil {
+		return nil, err
+	}
+	notes, err := os.ReadDir(f.dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range notes {
+		t := &formerTool{file: filepath.Join(f.dir, n.Name())}
+		data, err := os.ReadFile(t.file)
+		if err != nil {
+			return nil, err
 		}
-		return nil
-	})
-	return f.clear.Load()
+		if _, err := fmt.Sscan(string(data), &t.pid, &t.start); err != nil {
+			_ = os.Remove(t.file) // half a note, or of one that had ended by then
+			continue
+		}
+		f.old = append(f.old, t)
+	}
+	f.left()
+	return f, nil
 }
 
-// Mark is for the environment of a program that changes something.
-func (f *Former) Mark() string { return formerVar + "=" + f.mark }
+// note writes down that a tool runs, until done is called. What cannot be written
+// down is carried out all the same, since it may be a stop; a daemon that is killed
+// within the moment between a tool's begin and its note leaves it alone, too.
+func (f *Former) note(pid int) (done func()) {
+	file := filepath.Join(f.dir, strconv.Itoa(pid))
+	_ = os.WriteFile(file, fmt.Appendf(nil, "%d %s\n", pid, readProcess(pid).start), 0o644)
+	return func() { _ = os.Remove(file) }
+}
 
 // Gone returns when nothing is left of the daemon before.
 func (f *Former) Gone(ctx context.Context) error {
-	for !f.clear.Load() {
-		if f.gone(ctx) {
-			break
-		}
+	for f.left() {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("a program that the daemon before this one has started cannot be ended: %w", Ended(ctx))
@@ -78,88 +82,75 @@ func (f *Former) Gone(ctx context.Context) error {
 }
 
 // left tells whether something is there, and kills it.
-func (f *Former) left() (found bool) {
-	for _, pid := range pids() {
-		if group, err := unix.Getpgid(pid); err != nil || group != pid || !f.isFormer(pid) || !alive(pid) {
+func (f *Former) left() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var still []*formerTool
+	for _, t := range f.old {
+		if p := readProcess(t.pid); !t.killed && p.alive() && p.start == t.start {
+			t.killed = syscall.Kill(-t.pid, syscall.SIGKILL) == nil
+		}
+		if t.killed && groupAlive(t.pid) {
+			still = append(still, t)
 			continue
 		}
-		found = true
-		_ = syscall.Kill(-pid, syscall.SIGKILL) // or it is gone, which the next look tells
+		_ = os.Remove(t.file) // or the next daemon finds that it is over
 	}
-	return found
+	f.old = still
+	return len(still) > 0
 }
 
-func (f *Former) isFormer(pid int) bool {
-	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+// process is what /proc/<pid>/stat says; the zero value is of none that is there.
+type process struct {
+	state byte
+	group int
+	start string // in clock ticks since boot
+}
+
+func (p process) alive() bool { return p.state != 0 && p.state != 'Z' && p.state != 'X' }
+
+func readProcess(pid int) process {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return false
+		return process{}
 	}
-	for _, v := range bytes.Split(env, []byte{0}) {
-		mark, ok := strings.CutPrefix(string(v), formerVar+"=")
-		if !ok || mark == f.mark {
-			continue
-		}
-		rest, ok := strings.CutPrefix(mark, f.dir+"#")
-		session, _, _ := strings.Cut(rest, "#")
-		is, err := unix.Getsid(pid)
-		return ok && err == nil && session == strconv.Itoa(is)
+	f := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:])) // the name before may hold anything
+	if len(f) < 20 {
+		return process{}
 	}
-	return false
+	group, _ := strconv.Atoi(f[2])
+	return process{state: f[0][0], group: group, start: f[19]}
 }
 
-func pids() (out []int) {
+// groupAlive tells whether something of a process group is alive. The kernel does
+// not give its number away while a member is left.
+func groupAlive(group int) bool {
 	dir, err := os.Open("/proc")
 	if err != nil {
-		return nil
+		return true
 	}
 	defer dir.Close()
 	names, _ := dir.Readdirnames(-1) // what was read of it
 	for _, n := range names {
-		if pid, err := strconv.Atoi(n); err == nil {
-			out = append(out, pid)
+		pid, err := strconv.Atoi(n)
+		if err != nil {
+			continue
+		}
+		if p := readProcess(pid); p.group == group && p.alive() {
+			return true
 		}
 	}
-	return out
+	return false
 }
 
-// alive tells whether a process is there and not a zombie.
-func alive(pid int) bool {
-	state, _ := stateAndGroup(pid)
-	return state != 0 && state != 'Z' && state != 'X'
-}
-
-// stateAndGroup reads /proc/<pid>/stat; 0 = there is no such process.
-func stateAndGroup(pid int) (state byte, group int) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, 0
-	}
-	f := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
-	if len(f) < 3 {
-		return 0, 0
-	}
-	group, _ = strconv.Atoi(string(f[2]))
-	return f[0][0], group
-}
-
-// groupPoll is how often it is looked whether a process group that was killed is gone.
-const groupPoll = 20 * time.Millisecond
+// groupPoll is the longest pause between two looks whether a process group that was
+// killed is gone.
+const groupPoll = 200 * time.Millisecond
 
 // awaitGroup returns when nothing of a process group that was killed is alive: a
-// process that hangs in the kernel goes on with what it is at before it dies. The
-// kernel does not give its number away while one is left.
+// process that hangs in the kernel goes on with what it is at before it dies.
 func awaitGroup(group int) {
-	for pause := time.Millisecond; ; pause = min(2*pause, 10*groupPoll) {
-		left := false
-		for _, pid := range pids() {
-			if state, g := stateAndGroup(pid); g == group && state != 'Z' && state != 'X' {
-				left = true
-				break
-			}
-		}
-		if !left {
-			return
-		}
+	for pause := time.Millisecond; groupAlive(group); pause = min(2*pause, groupPoll) {
 		time.Sleep(pause)
 	}
 }

@@ -28,6 +28,8 @@ type Tool struct {
 	Env   []string // added to GuestEnviron
 	Dir   string   // "/" by default: a directory on a hung mount would hang the daemon
 	Stdin string
+	// Former, if not nil, knows that it runs, in case this daemon is killed.
+	Former *Former
 }
 
 // Result is how a program ended.
@@ -82,7 +84,13 @@ func (t Tool) Run(ctx context.Context) (Result, error) {
 		return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 	}
 	cmd.WaitDelay = waitDelay
-	err := cmd.Run()
+	err := cmd.Start()
+	if err == nil {
+		if t.Former != nil {
+			defer t.Former.note(cmd.Process.Pid)()
+		}
+		err = cmd.Wait()
+	}
 	if killed {
 		awaitGroup(cmd.Process.Pid)
 	}

@@ -81,12 +81,16 @@ func New(o Options) (*Driver, error) {
 		return nil, fmt.Errorf("driver lxc: the mount %q is not an absolute path", o.Mount)
 	}
 	d := &Driver{o: o, ves: map[string]*ve{}}
-	d.former = driverkit.NewFormer(d.runDir())
 	for _, dir := range []string{d.stateDir(), d.runDir()} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, fmt.Errorf("driver lxc: %w", err)
 		}
 	}
+	former, err := driverkit.NewFormer(d.runDir())
+	if err != nil {
+		return nil, fmt.Errorf("driver lxc: %w", err)
+	}
+	d.former = former
 	files, err := os.ReadDir(d.stateDir())
 	if err != nil {
 		return nil, fmt.Errorf("driver lxc: %w", err)

@@ -174,7 +174,7 @@ func (d *Driver) start(ctx context.Context, v *ve) error {
 	defer d.hints.Hint()
 	// With -d it returns when the container runs. Its socket is there before the
 	// monitor leaves it, so a start that goes on after the tool was killed is seen.
-	r, err := driverkit.Tool{Path: "/bin/sh", Env: []string{d.former.Mark()}, Args: []string{
+	r, err := driverkit.Tool{Path: "/bin/sh", Former: d.former, Args: []string{
 		"-c", startScript, "sh", tool, "-P", v.lxcpath, "-n", v.name, "-d", "-l", "INFO", "-o", filepath.Join(v.run, "log"),
 		"-s", hook("start-host", filepath.Join(v.run, "start.sh")), "-s", hook("post-stop", filepath.Join(v.run, "end.sh")),
 	}}.Run(ctx)
@@ -336,7 +336,7 @@ func (s *stop) ask(ctx context.Context, l life) error {
 		return err
 	}
 	// Rounded up: 0 would be no waiting at all, and our own deadline is the exact one.
-	t := driverkit.Tool{Path: tool, Env: []string{s.former.Mark()}, Args: []string{"-P", s.lxcpath, "-n", s.name, "--nokill", "-t", strconv.Itoa(int(s.o.StopTimeout/time.Second) + 1)}}
+	t := driverkit.Tool{Path: tool, Former: s.former, Args: []string{"-P", s.lxcpath, "-n", s.name, "--nokill", "-t", strconv.Itoa(int(s.o.StopTimeout/time.Second) + 1)}}
 	go func() {
 		r, err := t.Run(ctx)
 		if err == nil && r.Code != 0 {

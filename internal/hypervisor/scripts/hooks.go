@@ -201,7 +201,7 @@ func (h *Hooks) each(ctx context.Context, purpose string, args, env []string, st
 		sctx, cancel := context.WithTimeout(ctx, h.o.Timeout)
 		var out string
 		err := h.turns.Do(sctx, purpose, func() error {
-			r, err := runScript(sctx, s.path, args, env, in)
+			r, err := runScript(sctx, nil, s.path, args, env, in)
 			out = r.Stdout
 			return err
 		})

@@ -126,7 +126,7 @@ func (d *Driver) enumerateKind(ctx context.Context, kind cluster.Kind, began tim
 	var all []found
 	err := driverkit.Guarded(ectx, func() error {
 		env := []string{"SHAMAN_NODE=" + string(d.o.Node), "SHAMAN_MOUNT=" + d.o.Mount}
-		out, _, err := runChain(ectx, d.finder(), purposeEnumerate, kind, nil, env)
+		out, _, err := runChain(ectx, d.finder(), nil, purposeEnumerate, kind, nil, env)
 		if err == nil {
 			all, err = parseEnumeration(out)
 		}

@@ -28,8 +28,8 @@ const (
 const busyRetry = 2 * time.Second
 
 // runScript runs one script. An exit code other than 0 is an error of its class.
-func runScript(ctx context.Context, path string, args, env []string, stdin string) (driverkit.Result, error) {
-	tool := driverkit.Tool{Path: path, Args: args, Env: env, Stdin: stdin}
+func runScript(ctx context.Context, former *driverkit.Former, path string, args, env []string, stdin string) (driverkit.Result, error) {
+	tool := driverkit.Tool{Path: path, Args: args, Env: env, Stdin: stdin, Former: former}
 	var r driverkit.Result
 	var err error
 	for end := time.Now().Add(busyRetry); ; {
@@ -85,7 +85,7 @@ func brief(s string) string {
 
 // runChain runs the scripts for a purpose one after the other, until one fails,
 // and returns what they printed.
-func runChain(ctx context.Context, f finder, purpose string, kind cluster.Kind, args, env []string) (out string, ran int, err error) {
+func runChain(ctx context.Context, f finder, former *driverkit.Former, purpose string, kind cluster.Kind, args, env []string) (out string, ran int, err error) {
 	chain, err := f.chain(purpose, kind)
 	if err != nil {
 		return "", 0, err
@@ -97,7 +97,7 @@ func runChain(ctx context.Context, f finder, purpose string, kind cluster.Kind, 
 	}
 	var all strings.Builder
 	for i, s := range chain {
-		r, err := runScript(ctx, s.path, args, env, "")
+		r, err := runScript(ctx, former, s.path, args, env, "")
 		if err != nil {
 			return all.String(), i, err
 		}

@@ -81,13 +81,17 @@ type Driver struct {
 func New(o Options) (*Driver, error) {
 	o = o.withDefaults()
 	d := &Driver{o: o, ves: map[string]*ve{}, looks: make(chan struct{}, parallel), suspects: make(chan struct{}, 2)}
-	d.former = driverkit.NewFormer(filepath.Join(o.RunDir, "scripts"))
 	d.enum.init()
 	for _, dir := range []string{d.regDir(), d.hintDir(), d.runDir(""), d.begunDir()} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, fmt.Errorf("driver scripts: %w", err)
 		}
 	}
+	former, err := driverkit.NewFormer(filepath.Join(o.RunDir, "scripts"))
+	if err != nil {
+		return nil, fmt.Errorf("driver scripts: %w", err)
+	}
+	d.former = former
 	mirrors, err := newMirrors(o.Dirs, o.Mount, filepath.Join(o.StateDir, "scripts"), o.Logger)
 	if err != nil {
 		return nil, fmt.Errorf("driver scripts: %w", err)
@@ -283,10 +287,11 @@ func (d *Driver) run(ctx context.Context, v *ve, purpose string, force bool) (ou
 		"SHAMAN_NODE="+string(d.o.Node), "SHAMAN_MOUNT="+d.o.Mount,
 		"SHAMAN_RUN="+d.runDir(v.key), "SHAMAN_HINT="+filepath.Join(d.hintDir(), v.key),
 		"SHAMAN_FORCE="+map[bool]string{true: "1", false: "0"}[force])
-	if purpose != purposeDescribe { // which changes nothing
-		env = append(env, d.former.Mark())
+	former := d.former
+	if purpose == purposeDescribe {
+		former = nil // it changes nothing
 	}
-	out, ran, err := runChain(ctx, d.finder(), purpose, v.kind, []string{id, v.path}, env)
+	out, ran, err := runChain(ctx, d.finder(), former, purpose, v.kind, []string{id, v.path}, env)
 	if err == nil && ran == 0 {
 		for _, p := range needed {
 			if p == purpose {
