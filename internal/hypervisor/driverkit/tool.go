@@ -87,7 +87,8 @@ func (t Tool) Run(ctx context.Context) (Result, error) {
 	err := cmd.Start()
 	if err == nil {
 		if t.Former != nil {
-			defer t.Former.note(cmd.Process.Pid)()
+			done := t.Former.note(cmd.Process.Pid)
+			defer done()
 		}
 		err = cmd.Wait()
 	}
