@@ -43,7 +43,7 @@ drivers:
 # cuts: by themselves, one package after the other, since their time-outs are those
 # of a cluster and not of a busy compiler.
 e2e:
-	go test -shuffle=on -timeout 60m -parallel 3 -v -run '$(E2E)' ./internal/lab | grep -v -e '^=== ' -e 'lab_test.go:[0-9]*: \(lab in\|etcd answers\|node[0-9]* is switched on\)'
+	go test -shuffle=on -timeout 60m -parallel 2 -v -run '$(E2E)' ./internal/lab | grep -v -e '^=== ' -e 'lab_test.go:[0-9]*: \(lab in\|etcd answers\|node[0-9]* is switched on\)'
 	go test -shuffle=on -timeout 15m ./internal/booted
 	go test -timeout 60m -v ./internal/crashpoints | grep -v '^=== '
 
