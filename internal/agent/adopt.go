@@ -24,8 +24,8 @@ func (r *session) tellRuns(ctx context.Context, e cluster.Versioned[cluster.Acti
 }
 
 // adopt takes the resource of a VE that is here out of quarantine into the own
-// repository. It starts nothing. Without Force the
-// VE has to run here. It can be done twice.
+// repository. It starts nothing. Without Force the VE has to run here. It can be done
+// twice.
 func (r *session) adopt(ctx context.Context, a cluster.Action) (cluster.ResourceID, error) {
 	v, here, err := r.ve(ctx, a.Resource.Kind(), a.Path)
 	if err != nil {

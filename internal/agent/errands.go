@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
-	"github.com/shaman-ha/shaman/internal/boottime"
 	"github.com/shaman-ha/shaman/internal/cluster"
 )
 
@@ -210,42 +208,6 @@ func (r *session) giveBack(ctx context.Context, a cluster.Action) (cluster.Resou
 	}
 	r.asked.forget(res.Path)
 	return as, nil
-}
-
-// askedKept is for how long after a relocation that was given up a stop of its VE
-// counts as our own doing.
-const askedKept = 5 * time.Minute
-
-// askedStops are the VEs that were asked to shut down for a relocation: when, by path.
-type askedStops struct {
-	mu sync.Mutex
-	m  map[string]boottime.Time
-}
-
-func (s *askedStops) note(path string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.m == nil {
-		s.m = map[string]boottime.Time{}
-	}
-	s.m[path] = boottime.Now()
-}
-
-func (s *askedStops) forget(path string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.m, path)
-}
-
-func (s *askedStops) lately(path string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	at, asked := s.m[path]
-	if asked && boottime.Since(at) > askedKept {
-		delete(s.m, path)
-		return false
-	}
-	return asked
 }
 
 // letGo moves the resource of a VE that is proven stopped to where others claim it.

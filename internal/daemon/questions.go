@@ -56,8 +56,7 @@ func (m *member) answerQuestion(ctx context.Context) error {
 		var fresh []cluster.RunningVE
 		fresh, failed = m.agent.Elsewhere(lctx)
 		var partly *cluster.UnansweredError
-		switch whole := errors.As(failed, &partly) && len(partly.Kinds) == len(m.drivers.Kinds()); {
-		case failed == nil, partly != nil && !whole:
+		if failed == nil || errors.As(failed, &partly) && len(partly.Kinds) < len(m.drivers.Kinds()) {
 			if ves, looked = m.agent.Words(); !looked {
 				ves, looked = fresh, true
 			}

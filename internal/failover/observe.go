@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"maps"
-	"slices"
 	"time"
 
 	"github.com/shaman-ha/shaman/internal/boottime"
@@ -192,12 +190,11 @@ func (m *term) observeRepositories(ctx context.Context, o *Observation, full, bu
 	}
 	// What runs on a node that does not own it is looked for once a while, as long as
 	// it is so.
-	words := slices.ContainsFunc(slices.Collect(maps.Values(o.Nodes)), func(e cluster.Versioned[cluster.NodeRecord]) bool { return len(e.Value.Elsewhere.VEs) > 0 })
-	said := m.wordsMod
+	said, words := m.wordsMod, false
 	m.wordsMod = 0
 	for _, e := range o.Nodes {
 		if len(e.Value.Elsewhere.VEs) > 0 {
-			m.wordsMod = max(m.wordsMod, e.Mod)
+			words, m.wordsMod = true, max(m.wordsMod, e.Mod)
 		}
 	}
 	if m.wordsMod != said {

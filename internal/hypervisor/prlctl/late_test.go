@@ -51,6 +51,20 @@ func TestABarrierWaitsForAStartOfAKilledTool(t *testing.T) {
 	must(t, d.Stop(t.Context(), path, true))
 }
 
+// What the daemon before this one had asked for may come yet when the first answer does.
+func TestABarrierOfANewDaemonWaitsForAnswersOfAWhile(t *testing.T) {
+	n := newNode(t, t.TempDir())
+	d := n.open(t)
+	d.t.settle = time.Hour
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if err := d.Barrier(ctx); !errors.Is(err, cluster.ErrCannotAsk) {
+		t.Errorf("barrier = %v, want ErrCannotAsk", err)
+	}
+	d.t.settle = 100 * time.Millisecond
+	must(t, d.Barrier(t.Context()))
+}
+
 func TestAStopByForceOutlastsAStartOfAKilledTool(t *testing.T) {
 	n := newNode(t, t.TempDir())
 	d := n.open(t)

@@ -129,7 +129,7 @@ func TestTypes(t *testing.T) {
 
 func TestSharedScriptsAreCopied(t *testing.T) {
 	l := newLab(t)
-	m := &mirror{from: l.shared(), is: filepath.Join(l.mount, identityFile), to: t.TempDir(), log: l.log}
+	m := &mirror{from: l.shared(), mounted: filepath.Join(l.mount, identityFile), to: t.TempDir(), log: l.log}
 	version := func() string {
 		t.Helper()
 		must(t, m.copy())
@@ -146,6 +146,16 @@ func TestSharedScriptsAreCopied(t *testing.T) {
 	must(t, os.Remove(filepath.Join(l.shared(), "demo-", "10-start")))
 	if two == one || version() != one {
 		t.Error("a change is not seen")
+	}
+	// A copy that a loss of power has torn is made anew by the next daemon.
+	torn := filepath.Join(m.current(), "demo-")
+	scripts, err := os.ReadDir(torn)
+	must(t, err)
+	must(t, os.Truncate(filepath.Join(torn, scripts[0].Name()), 0))
+	m.checked = false
+	version()
+	if fi, err := os.Stat(filepath.Join(torn, scripts[0].Name())); err != nil || fi.Size() == 0 {
+		t.Errorf("it is torn still (%v)", err)
 	}
 	// Old versions do not pile up.
 	l.script(t, l.shared(), "demo-/11-start", "")
@@ -166,7 +176,7 @@ func TestSharedScriptsAreCopied(t *testing.T) {
 	if v := version(); v == one || v == two {
 		t.Error("scripts that were removed are kept")
 	}
-	must(t, os.RemoveAll(l.mount))
+	must(t, os.RemoveAll(filepath.Join(l.mount, ".shaman"))) // what an empty mount point looks like
 	if err := m.copy(); err == nil {
 		t.Error("a mount that is away counts as one without scripts")
 	}

@@ -37,10 +37,10 @@ const (
 // system is lost can be stopped, and no process of the daemon's ever hangs
 // between fork and exec, which would stop the whole daemon.
 type mirror struct {
-	from string // on the shared file system
-	is   string // a file that is there whenever the shared file system is
-	to   string // holds one directory a version, and a link "current"
-	log  *zap.Logger
+	from    string // on the shared file system
+	mounted string // a file that is there whenever the shared file system is
+	to      string // holds one directory a version, and a link "current"
+	log     *zap.Logger
 
 	mu      sync.Mutex
 	at      time.Time // of the last look
@@ -220,7 +220,7 @@ func flush(dir string) error {
 func (m *mirror) read() ([]file, error) {
 	fi, err := os.Stat(m.from)
 	if errors.Is(err, fs.ErrNotExist) {
-		if _, err := os.Stat(m.is); err != nil { // nothing is mounted there, which does not say that there are no scripts
+		if _, err := os.Stat(m.mounted); err != nil { // nothing is mounted there, which does not say that there are no scripts
 			return nil, fmt.Errorf("the shared file system is not there: %w", err)
 		}
 		return nil, nil

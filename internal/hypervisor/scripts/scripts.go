@@ -142,7 +142,7 @@ func newMirrors(dirs []string, mount, state string, log *zap.Logger) ([]*mirror,
 	out := make([]*mirror, 0, len(dirs))
 	var wg sync.WaitGroup
 	for _, dir := range dirs {
-		m := &mirror{from: filepath.Clean(dir), is: filepath.Join(mount, identityFile), log: log}
+		m := &mirror{from: filepath.Clean(dir), mounted: filepath.Join(mount, identityFile), log: log}
 		if mount != "" && strings.HasPrefix(m.from, filepath.Clean(mount)+"/") {
 			m.to = filepath.Join(state, "shared", keyOf(m.from))
 			if err := os.MkdirAll(m.to, 0o700); err != nil {

@@ -363,7 +363,48 @@ func TestAStartPastItsDeadlineIsUnknownAndOver(t *testing.T) {
 	must(t, err)
 	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
 	must(t, err)
-	eventually(t, "the script's process group is gone", func() bool { return !groupLives(pid) })
+	if groupLives(pid) {
+		t.Error("after the barrier something of the script's process group is there")
+	}
+}
+
+// A daemon that is killed leaves a start at work: the next one ends it before its
+// barrier, and does not believe a describe that has not seen the start's work yet.
+func TestTheNextDaemonEndsWhatWasBegun(t *testing.T) {
+	l := newLab(t)
+	path := l.one(t, map[string]string{
+		"start":    `echo $$ >"$SHAMAN_PATH/pid.new"; mv "$SHAMAN_PATH/pid.new" "$SHAMAN_PATH/pid"; sleep 1000 & wait`,
+		"describe": "echo STATE=stopped", "stop": `touch "$SHAMAN_PATH/stopped"`,
+	})
+	before := l.open(t)
+	must(t, before.Register(t.Context(), path))
+	done := make(chan error, 1)
+	go func() { done <- before.Start(t.Context(), path) }()
+	var pid int
+	eventually(t, "the start is at work", func() bool {
+		data, err := os.ReadFile(filepath.Join(path, "pid"))
+		if err == nil {
+			pid, err = strconv.Atoi(strings.TrimSpace(string(data)))
+		}
+		notes, _ := os.ReadDir(filepath.Join(l.run, "scripts", "tools"))
+		return err == nil && len(notes) == 1
+	})
+	next := l.open(t)
+	must(t, next.Barrier(t.Context()))
+	if groupLives(pid) {
+		t.Error("after the barrier the start is at work still")
+	}
+	if err := next.Unregister(t.Context(), path); err == nil {
+		t.Error("unregistered, though something of the start may come yet")
+	}
+	must(t, next.Stop(t.Context(), path, true))
+	if _, err := os.Stat(filepath.Join(path, "stopped")); err != nil {
+		t.Error("the scripts for stop were not run, since describe says that it is stopped already")
+	}
+	must(t, next.Unregister(t.Context(), path))
+	if err := <-done; !errors.Is(err, cluster.ErrCannotAsk) {
+		t.Errorf("the start that was ended = %v, want ErrCannotAsk", err)
+	}
 }
 
 // groupLives tells whether a process that is not a zombie is in the group.
