@@ -75,6 +75,39 @@ func TestUpdateKeepsWhatItDoesNotKnow(t *testing.T) {
 	}
 }
 
+// What is counted in the record goes with the same write, all of it or nothing: an
+// outcome is neither lost nor counted twice.
+func TestUpdateDropsWhatItHasCounted(t *testing.T) {
+	l := newLab(t)
+	key := l.keys.Failover(cluster.FailoverID{Node: n1, Incarnation: 3})
+	l.put(key, `{"v":1,"node":"0000000000000001","incarnation":3,"phase":"relocating"}`)
+	was, _ := entry[cluster.Failover](l, key)
+	if _, err := l.ledger.Apply(t.Context(), l.term, actions(n2, 50)); err != nil {
+		t.Fatal(err)
+	}
+	var drop []cluster.Swap
+	for i := range 50 {
+		a, _ := entry[cluster.Action](l, l.keys.Action(action(n2, i)))
+		drop = append(drop, cluster.Swap{Old: &a})
+	}
+	f := was.Value
+	f.Folded.Started = 50
+	stale := *drop[49].Old
+	stale.Mod--
+	if err := l.ledger.Update(t.Context(), l.term, was, f, 0, append(drop[:49:49], cluster.Swap{Old: &stale})...); !errors.Is(err, etcd.ErrConflict) {
+		t.Errorf("Update with an action that has changed: %v, want ErrConflict", err)
+	}
+	if got, _ := entry[cluster.Failover](l, key); got.Mod != was.Mod || l.count(l.keys.ActionsOf(n2)) != 50 {
+		t.Errorf("a part of it took effect: folded %+v, %d actions", got.Value.Folded, l.count(l.keys.ActionsOf(n2)))
+	}
+	if err := l.ledger.Update(t.Context(), l.term, was, f, 0, drop...); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := entry[cluster.Failover](l, key); got.Value.Folded != f.Folded || l.count(l.keys.ActionsOf(n2)) != 0 {
+		t.Errorf("folded %+v, %d actions are left; want %+v and none", got.Value.Folded, l.count(l.keys.ActionsOf(n2)), f.Folded)
+	}
+}
+
 func TestWithdraw(t *testing.T) {
 	for _, c := range []struct {
 		name  string
